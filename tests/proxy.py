@@ -1,0 +1,174 @@
+"""A TCP proxy between a MySQL client and its server, which counts the requests, slows them down, and cuts connections.
+
+    >>> with Proxy(host, port) as proxy:                # the server's
+    ...     connection = MySQLdb.connect(host="127.0.0.1", port=proxy.port, ssl_mode="DISABLED", …)
+    ...     proxy.requests = 0
+    ...     connection.query("SELECT 1")                # proxy.requests == 1: one packet, one round trip
+    ...     proxy.delay = 0.005                         # seconds, each way
+    ...     proxy.cut = at_request(2, 0.5)              # the next request but one breaks off in the middle
+
+It reads MySQL's packets (three bytes of length, one of sequence number, payload), so the connection must be without
+TLS and compression. A request is a packet that the client numbers 0, as it does with every command; what it sends to
+log in is numbered higher (dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_packets.html).
+"""
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+CHUNK = 1 << 16             # bytes
+QUEUED_CHUNKS = 256         # what is under way while it is delayed
+
+
+class Packet(NamedTuple):
+    """One MySQL packet, and where in the conversation it stands."""
+
+    from_client: bool
+    request: int            # the proxy's number of the request that it is, belongs to or answers; 0 before the first
+    offset: int             # bytes that this connection has passed on in this direction before it
+    data: bytes             # header and payload
+
+
+Cut = Callable[[Packet], "int | None"]
+
+
+def at_request(number: int, share: float) -> Cut:
+    """Cut when `proxy.requests` reaches the number: 0 before that request, 0.5 inside it, 1 after it.
+
+    After it, the server has all of it, and the client gets no reply."""
+    def cut(packet: Packet) -> int | None:
+        hit = packet.from_client and packet.request == number and packet.data[3] == 0
+        return round(len(packet.data) * share) if hit else None
+    return cut
+
+
+def at_reply(number: int) -> Cut:
+    """Cut when the server has done the request of this number, and begins a reply of which the client sees nothing."""
+    return lambda packet: None if packet.from_client or packet.request != number else 0
+
+
+def after_bytes(count: int, from_client: bool = True) -> Cut:
+    """Cut when a connection has passed on so many bytes from the client, or from the server."""
+    def cut(packet: Packet) -> int | None:
+        rest = count - packet.offset
+        return max(rest, 0) if packet.from_client == from_client and rest <= len(packet.data) else None
+    return cut
+
+
+class Proxy:
+    """Listens on 127.0.0.1 at `port` from the start of its context to the end, which closes all connections.
+
+    requests: how many have come from clients, on all connections; set it to 0 to count anew.
+    delay: seconds that data takes each way; it costs time, not throughput.
+    cut: a function that is asked about each packet, in both directions, before it is passed on. It answers None to
+    let it pass, or how many of its bytes still pass before both sides of the connection are closed. It stays in
+    force, so `lambda packet: 0` refuses every new connection as well; None ends that.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.requests, self.delay = 0, 0.0
+        self.cut: Cut | None = None
+        self.lock = threading.Lock()
+        self._target = host, port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._connections: list[_Connection] = []
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _close(self._listener)
+        for connection in self._connections:
+            connection.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):                      # the listener was closed
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(self._target)
+                except OSError:                                 # there is no server: then there is no proxy
+                    _close(client)
+                    continue
+                self._connections.append(_Connection(self, client, server))
+
+
+class _Connection:
+    """One client's connection. A direction has two threads, so that a delay does not hold up what comes behind."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self.proxy, self.client, self.server, self.request = proxy, client, server, 0
+        for source, target in (client, server), (server, client):
+            source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            chunks: queue.Queue[tuple[float, bytes]] = queue.Queue(QUEUED_CHUNKS)
+            threading.Thread(target=self._receive, args=(source, chunks), daemon=True).start()
+            threading.Thread(target=self._send, args=(target, chunks), daemon=True).start()
+
+    def close(self) -> None:
+        _close(self.client)
+        _close(self.server)
+
+    def _receive(self, source: socket.socket, chunks: queue.Queue[tuple[float, bytes]]) -> None:
+        data = b"-"
+        while data:
+            try:
+                data = source.recv(CHUNK)
+            except OSError:
+                data = b""
+            chunks.put((time.monotonic() + self.proxy.delay, data))
+
+    def _send(self, target: socket.socket, chunks: queue.Queue[tuple[float, bytes]]) -> None:
+        buffer, offset, going = bytearray(), 0, True
+        while going:
+            due, data = chunks.get()
+            time.sleep(max(due - time.monotonic(), 0))
+            buffer += data
+            passed = bytearray()
+            for packet in _packets(buffer):
+                keep = self._ask(packet, target is self.server, offset + len(passed))
+                passed += packet[:keep]
+                if keep is not None:
+                    going = False
+                    break
+            offset += len(passed)
+            try:
+                target.sendall(passed)
+            except OSError:
+                going = False
+            going = going and bool(data)
+        self.close()
+        while data:                                             # or a full queue would hold its thread for ever
+            _, data = chunks.get()
+
+    def _ask(self, data: bytes, from_client: bool, offset: int) -> int | None:
+        """How many of the packet's bytes to pass before the cut; None for all of them, and no cut."""
+        if from_client and data[3] == 0:
+            with self.proxy.lock:
+                self.proxy.requests += 1
+                self.request = self.proxy.requests
+        return self.proxy.cut(Packet(from_client, self.request, offset, data)) if self.proxy.cut else None
+
+
+def _packets(buffer: bytearray) -> Iterator[bytes]:
+    """Take the complete packets from the front of the buffer."""
+    start = 0
+    while len(buffer) >= start + 4:
+        end = start + 4 + int.from_bytes(buffer[start:start + 3], "little")
+        if len(buffer) < end:
+            break
+        yield bytes(buffer[start:end])
+        start = end
+    del buffer[:start]
+
+
+def _close(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):                          # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
