@@ -71,6 +71,7 @@ PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of b
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
 LEVEL = 1                           # of zlib
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
+DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
 BUILDING = "~"                      # ends the name of an index table that is not populated yet
@@ -270,16 +271,15 @@ def _check_opcodes(data: bytes) -> None:
             if width is None:
                 raise pickle.UnpicklingError(f"opcode {data[position:position + 1]!r} at byte {position} is not allowed")
             position += 1 + width + int.from_bytes(data[position + 1:position + 1 + width], "little")
-        if matches > MAX_OPCODES // 1000:
-            raise pickle.UnpicklingError("too many opcodes")
+        if matches > MAX_OPCODES // 1000 or position > len(data):
+            raise pickle.UnpicklingError("too many opcodes, or cut short")
 
 
 class _Unpickler(pickle.Unpickler):
     """Reads what `_check_opcodes` let through. Nothing is imported: a name is allowed, known, or Untrusted."""
 
-    def __init__(self, data: bytes, classes: Mapping[tuple[str, str], Any]) -> None:
-        super().__init__(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
-        self.classes, self.known = classes, _MODERN if data[:1] == b"\x80" and data[1] > 2 else _SEALED
+    classes: Mapping[tuple[str, str], Any] = {}
+    known = _MODERN
 
     def find_class(self, module: str, name: str) -> Any:
         found = self.classes.get((module, name)) or self.known.get((module, name))
@@ -306,7 +306,11 @@ def _load(data: bytes, allowed: Any) -> Any:
     if allowed == ANY:
         return pickle.loads(data, encoding="utf-8", errors="surrogateescape")
     _check_opcodes(data)
-    return _Unpickler(data, allowed).load()
+    unpickler = _Unpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
+    unpickler.classes = allowed
+    if data[:1] != b"\x80" or data[1] < 3:                      # as Python 2 wrote it
+        unpickler.known = _SEALED
+    return unpickler.load()
 
 
 def encode(entity: Mapping[Any, Any], classes: Any = ()) -> bytes:
@@ -731,8 +735,9 @@ class Datastore:
 
     def get(self, id: str, *, version: int | None = None) -> Entity | None:
         """The entity, or None. version: that one of its versions, where history is kept."""
-        statement = SELECT_ENTITY if version is None or not self._catalogue.history else SELECT_HISTORY
-        return next((entity for entity in self._select(statement, [_check_id(id)]) if version in (None, entity.version)), None)
+        statements = [SELECT_ENTITY] + [SELECT_HISTORY] * (version is not None and self._catalogue.history)
+        return next((entity for statement in statements for entity in self._select(statement, [_check_id(id)])
+                     if version in (None, entity.version)), None)
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Entity]:
         """{id: entity} of those that there are, in the order asked for."""
@@ -870,6 +875,7 @@ class Datastore:
         except Corrupt as error:
             error.id = id
             raise
+        entity.setdefault("id", id)
         entity.version, entity.updated = version, updated and updated.replace(tzinfo=_UTC)
         return entity
 
@@ -888,7 +894,8 @@ class Datastore:
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
-    def _store(self, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None = None, erase: bool = False) -> bool:
+    def _store(self, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None = None,
+               erase: bool = False) -> bool:
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is the version of an entity, or 0 for none, not {reprlib.repr(expect)}")
 
@@ -929,7 +936,7 @@ class Datastore:
             packet += index._replace(connection, catalogue.tables[name], rows)
         packet = [b"BEGIN"] * (not begun and not joined) + packet + [*tail] + [b"COMMIT"] * (not joined)
         if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
-            raise ValueError(f"entity {ids[0]!r} needs a packet of {size} bytes, the server's max_allowed_packet is {self._max_packet}")
+            raise ValueError(f"entity {ids[0]!r} needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
         self._local.committing = not joined
         try:
             return self._send(connection, *packet)[not begun and not joined:]
@@ -951,8 +958,8 @@ class Datastore:
                     owners[row] = id
         for id, _ in self._send(connection, _bind(connection, SELECT_VERSION, tuple(wholes)))[0][1]:
             if id not in wholes:
-                raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a collation "
-                            f"that compares exactly, {EXACT[0]} or {EXACT[1]}")
+                raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
+                            f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}")
 
     def _update(self, connection: Connection, id: str, change: Callable[[Entity], Any], default: Any) -> Entity:
         local = self._local
@@ -965,6 +972,8 @@ class Datastore:
             change(entity)
         finally:
             local.depth -= 1
+        if local.doomed:
+            raise Error(DOOMED)
         if entity.get("id") != id:
             raise ValueError(f"change made {reprlib.repr(entity.get('id'))} of the id {id!r}; put that as an entity of its own")
         _, whole, body = self._prepare(entity)
@@ -1001,8 +1010,9 @@ class Datastore:
         for column, sql, collation, _ in columns.get("entities", ()):
             if column == "id":                                  # an index's entity_id is of the same type, or a join is slow
                 id_type = sql + (f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else "")
-        self._catalogue = _Catalogue([guard for guard, in guards], "entities_history" in columns, dict(sorted(indexes.items())), tables,
-                                     {table: all(column[2] in EXACT for column in columns[table]) for table in columns}, id_type)
+        exact = {table: all(column[2] in EXACT for column in columns[table]) for table in columns}
+        self._catalogue = _Catalogue([guard for guard, in guards], "entities_history" in columns,
+                                     dict(sorted(indexes.items())), tables, exact, id_type)
         return self._catalogue
 
     def _create(self, statement: str) -> None:
@@ -1039,11 +1049,11 @@ class Datastore:
 
         lost: whether a try before was cut off in its COMMIT, so that it may have been done; `once`: then Unknown is raised.
         """
-        local, lost, pause, end = self._local, False, 0.001, time.monotonic() + RETRY_SECONDS
+        local, lost, tries, pause, end = self._local, False, 0, 0.001, time.monotonic() + RETRY_SECONDS
         while True:
             if local.doomed:
-                raise Error("this transaction is to be rolled back, as a call inside it failed: leave it, and begin again")
-            known, local.committing = self._catalogue.tables, False
+                raise Error(DOOMED)
+            known, local.committing, tries = self._catalogue.tables, False, tries + 1
             try:
                 if local.connection is None or self._closed:
                     local.connection = self._open()
@@ -1053,9 +1063,10 @@ class Datastore:
                 if local.depth:
                     local.doomed = local.doomed or code is not None or isinstance(error, Duplicate)
                     raise
+                local.doomed = False
                 self._recover(local.connection, error)
                 lost = lost or local.committing and code in LOST
-                final = (code not in AGAIN or time.monotonic() > end or self._closed
+                final = (code not in AGAIN or tries > 2 and time.monotonic() > end or self._closed
                          or code == ER.NO_SUCH_TABLE and self._refresh().tables == known)
                 if lost and (once or final):
                     raise Unknown(code, f"the connection was lost; whether the write was done is not known: {error}") from error
@@ -1066,12 +1077,12 @@ class Datastore:
 
     def _commit(self, connection: Connection) -> None:
         if self._local.doomed:
-            raise Error("the transaction was rolled back, as a call inside it failed")
+            raise Error(DOOMED)
         try:
             self._send(connection, b"COMMIT")
         except MySQLdb.Error as error:
             if _code(error) in LOST:
-                raise Unknown(_code(error), f"the connection was lost; whether the transaction was committed is not known: {error}") from error
+                raise Unknown(_code(error), f"the connection was lost; whether the write was done is not known: {error}") from error
             raise
 
     def _recover(self, connection: Connection, error: BaseException) -> None:
@@ -1160,8 +1171,8 @@ class Schema:
             near[0].append(shape) if near else groups.append([shape])
         sizes = {id(group): sum(shape.entities for shape in group) for group in groups}
         groups.sort(key=lambda group: -sizes[id(group)])
-        lines = [f"{self.count:,} entities, {len(self.shapes):,} types of dictionary, {len(groups):,} that differ in more than two keys",
-                 "", "   count   share  types  example and fields"]
+        lines = [f"{self.count:,} entities, {len(self.shapes):,} types of dictionary in {len(groups):,} groups of like keys", "",
+                 "   count   share  types  example and fields"]
         for group in groups[:12]:
             lines.append(f"{sizes[id(group)]:8,} {sizes[id(group)] / self.count:7.1%} {len(group):6,}  {group[0].example}")
             lines += textwrap.wrap(", ".join(group[0].fields), 80, initial_indent=" " * 25, subsequent_indent=" " * 25)[:4]
@@ -1196,7 +1207,7 @@ def _jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)) or isinstance(value, float) and value - value == 0:
         return value
     return {type(value).__name__: [_jsonable(item) for item in value] if isinstance(value, (set, frozenset, collections.deque)) else
-            value.hex() if isinstance(value, (bytes, bytearray)) else value.isoformat() if hasattr(value, "isoformat") else str(value)}
+            value.hex() if isinstance(value, (bytes, bytearray)) else getattr(value, "isoformat", value.__str__)()}
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -1204,8 +1215,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         "find takes key=value, key=low..high (half open, either end may be left out), key=a,b (one of). slim connects as mysql "
         "does, and reads the same option files."))
     parser.add_argument("--help", action="help", help="show this, and leave")
-    for letter, name, text in (("h", "host", "name of the server"), ("P", "port", "its TCP port"), ("S", "socket", "its Unix socket"),
-                               ("u", "user", "account"), ("p", "password", "-pSECRET, or -p alone to be asked for it")):
+    for letter, name, text in (("h", "host", "the server"), ("P", "port", "its TCP port"), ("S", "socket", "its Unix socket"),
+                               ("u", "user", "account"), ("p", "password", "-pSECRET, or -p alone: ask for it")):
         parser.add_argument(f"-{letter}", f"--{name}", help=text, type=int if name == "port" else str)
     parser.add_argument("--defaults-file", help="read this option file alone")
     parser.add_argument("--json", action="store_true", help="print JSON, a line for each thing")
@@ -1230,7 +1241,8 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
         if not equals or name not in index.types:
             raise ValueError(f"{word!r} is not key=value with a property of index {index.table}: {', '.join(index.types)}")
         cls: Any = index.types[name].python
-        parse = {bool: lambda text: {"true": True, "false": False}[text.lower()], bytes: str.encode}.get(cls, getattr(cls, "fromisoformat", cls))
+        parse: Any = {bool: {"true": True, "false": False}.__getitem__, bytes: str.encode}.get(
+            cls, getattr(cls, "fromisoformat", cls))
         low, dots, high = text.partition("..")
         try:
             match[name] = (slice(parse(low) if low else None, parse(high) if high else None) if dots else
@@ -1278,7 +1290,7 @@ def _text(entity: Entity) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line, `python -m slim`. Returns the exit status: 0, 1 after an error; argparse leaves with 2 if called wrongly."""
+    """The command line, `python -m slim`. Returns the exit status: 0, 1 after an error; if called wrongly it exits with 2."""
     options = _arguments(sys.argv[1:] if words is None else words)
     connect = {"port": options.port, "unix_socket": options.socket, "read_default_file": options.defaults_file}
     try:
