@@ -1,0 +1,185 @@
+"""Clusters of three nodes on this machine: Galera (MariaDB), Group Replication (MySQL in Docker), and HAProxy before them.
+
+    with Galera() as cluster:                           # or GroupReplication()
+        MySQLdb.connect(**cluster.nodes[0].connect)
+        cluster.nodes[1].kill()                         # SIGKILL
+        cluster.nodes[1].start()                        # the same command; returns when the node takes part again
+
+The nodes are the private servers of server.py, on free ports, and gone in the end, also after an exception or a signal.
+What is missing is installed by apt-get, which is said first.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import clustercheck
+from server import START_SECONDS, Server, call, find, free_port, has_docker, succeeds
+
+GALERA = Path("/usr/lib/galera/libgalera_smm.so")
+
+
+def install(*packages: str) -> None:
+    """Installs Debian packages, and says so. Raises CalledProcessError where apt-get cannot."""
+    print("slim's tests: apt-get install", *packages, file=sys.stderr, flush=True)
+    for command in ["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]:
+        subprocess.run(["apt-get", *command], check=True, stdout=sys.stderr,
+                       env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+
+
+class Node(Server):
+    """A server that is in its cluster when `start()` returns."""
+
+    def _wait(self) -> None:
+        super()._wait()
+        end = time.monotonic() + START_SECONDS
+        while not clustercheck.is_synced(self.connect):
+            if time.monotonic() > end or not self._runs():
+                raise RuntimeError(f"node {self.port} is not in its cluster:\n{self.log()}")
+            time.sleep(0.1)
+
+
+class GaleraNode(Node):
+    def __init__(self, group: int, addresses: str) -> None:
+        super().__init__("mariadb", [
+            "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-on=ON", f"--wsrep-provider={GALERA}",
+            f"--wsrep-cluster-address=gcomm://{addresses}", "--wsrep-node-address=127.0.0.1",
+            # rsync would block the node that it copies, and fails where the server runs as root
+            "--wsrep-sst-method=mariabackup", "--wsrep-sst-auth=root:",
+            f"--wsrep-sst-receive-address=127.0.0.1:{free_port()}",
+            # writers wait for suspect_timeout when a node dies; 5 s unless told
+            f"--wsrep-provider-options=base_port={group};gmcast.listen_addr=tcp://127.0.0.1:{group};"
+            f"ist.recv_addr=127.0.0.1:{free_port()};evs.keepalive_period=PT0.5S;evs.suspect_timeout=PT2S;"
+            "evs.inactive_timeout=PT5S"])
+
+    def bootstrap(self) -> None:
+        """Starts it as the first node of a new cluster."""
+        self.options.append("--wsrep-new-cluster")
+        self.start()
+        self.options.pop()
+
+
+class GroupNode(Node):
+    def __init__(self, network: str) -> None:
+        super().__init__("mysql")
+        self.network = network
+        self.address = f"{self.home.name}:33061"                # a container's name is its host name
+        self.setup = ["RESET BINARY LOGS AND GTIDS",            # what made the data directory is no history of the group
+                      "CHANGE REPLICATION SOURCE TO SOURCE_USER='root' FOR CHANNEL 'group_replication_recovery'"]
+
+    def join(self, group: str, number: int, addresses: str) -> None:
+        self.options += [
+            f"--server-id={number}", "--gtid-mode=ON", "--enforce-gtid-consistency=ON",
+            f"--report-host={self.home.name}", "--plugin-load-add=group_replication.so",
+            *(f"--loose-group-replication-{option}" for option in (
+                f"group-name={group}", f"local-address={self.address}", f"group-seeds={addresses}", "start-on-boot=OFF",
+                "single-primary-mode=OFF", "enforce-update-everywhere-checks=ON", "recovery-get-public-key=ON",
+                "member-expel-timeout=0"))]                     # writers wait for it, beside 5 s, when a node dies
+
+    def bootstrap(self) -> None:
+        """Starts it as the first node of a new group."""
+        self.setup.append("SET GLOBAL group_replication_bootstrap_group = ON")
+        self.start()
+        self.query("SET GLOBAL group_replication_bootstrap_group = OFF")
+
+    def _start_container(self) -> None:
+        super()._start_container()
+        succeeds("docker", "network", "connect", self.network, self.home.name)      # it is already, the second time
+
+    def _wait(self) -> None:
+        Server._wait(self)
+        for statement in [*self.setup, "START GROUP_REPLICATION"]:
+            self.query(statement)
+        self.setup = []
+        super()._wait()
+
+
+class Cluster:
+    """Three nodes; the first bootstraps, the others join it. `kind` is that of the servers."""
+
+    kind: str
+    nodes: Sequence[GaleraNode | GroupNode]
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.nodes[0].bootstrap()
+            for node in self.nodes[1:]:
+                node.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+
+class Galera(Cluster):
+    kind = "mariadb"
+
+    def __init__(self) -> None:
+        if not (GALERA.exists() and find("mariadbd") and find("mariadb-backup") and find("socat")):
+            install("mariadb-server", "galera-4", "mariadb-backup", "socat")
+        groups = [free_port() for _ in range(3)]
+        addresses = ",".join(f"127.0.0.1:{group}" for group in groups)
+        self.nodes = [GaleraNode(group, addresses) for group in groups]
+
+
+class GroupReplication(Cluster):
+    """All three nodes are primary. Raises RuntimeError where no Docker engine has the image."""
+
+    kind = "mysql"
+
+    def __init__(self) -> None:
+        if not has_docker():
+            raise RuntimeError("Group Replication is tested in containers, and no Docker engine has the image")
+        call("docker", "network", "prune", "--force", "--filter", "label=slim-test", "--filter", "until=1h")
+        group = str(uuid.uuid4())
+        self.network = call("docker", "network", "create", "--label=slim-test", f"slim-test-{group}")
+        self.nodes = [GroupNode(self.network) for _ in range(3)]
+        for number, node in enumerate(self.nodes, 1):
+            node.join(group, number, ",".join(each.address for each in self.nodes))
+
+    def stop(self) -> None:
+        super().stop()
+        succeeds("docker", "network", "rm", self.network)
+
+
+@contextlib.contextmanager
+def haproxy(cluster: Cluster) -> Iterator[dict[str, Any]]:
+    """HAProxy before the nodes, by haproxy.cfg, with a clustercheck for each. Yields what MySQLdb.connect takes."""
+    if not find("haproxy"):
+        install("haproxy")
+    connect = {**cluster.nodes[0].connect, "port": free_port()}
+    checks = [clustercheck.server(free_port(), node.connect) for node in cluster.nodes]
+    ports = {"port": connect["port"]}
+    for number, (node, check) in enumerate(zip(cluster.nodes, checks), 1):
+        threading.Thread(target=check.serve_forever, daemon=True).start()
+        ports |= {f"node{number}": node.port, f"check{number}": check.server_port}
+    with tempfile.NamedTemporaryFile("w", suffix=".cfg") as configuration:
+        configuration.write(Path(__file__).with_name("haproxy.cfg").read_text().format(**ports))
+        configuration.flush()
+        process = subprocess.Popen([find("haproxy") or "haproxy", "-q", "-db", "-f", configuration.name])
+        try:
+            while not clustercheck.is_synced(connect) and process.poll() is None:
+                time.sleep(0.1)
+            yield connect
+        finally:
+            process.terminate()
+            process.wait()
+            for check in checks:
+                check.shutdown()
+                check.server_close()
