@@ -57,7 +57,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 import MySQLdb
-from MySQLdb.constants import CR, ER
+from MySQLdb.constants import CR, ER, FIELD_TYPE
+from MySQLdb.converters import conversions
 
 __all__ = ["ANY", "Conflict", "Corrupt", "Datastore", "Duplicate", "Entity", "Error", "Index", "NotPopulated", "Schema",
            "Unknown", "Untrusted", "decode", "encode"]
@@ -66,7 +67,7 @@ __version__ = "1.0.0"
 ANY = "any"                         # classes=ANY reads any pickle, as pickle does: for databases that only you write to
 MAX_SIZE = 64 << 20                 # bytes that a body may have when decompressed
 MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
-MAX_OPCODES = 1 << 22               # of a body: each may make an object of some 200 bytes
+MAX_CONTAINERS = 1 << 22            # of a body: an opcode of one byte makes a set of 216 bytes
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
 LEVEL = 1                           # of zlib
@@ -256,23 +257,23 @@ _MODERN = {key: value if value in _PLAIN else _SEALED[key] for key, value in _KN
 
 # The opcodes that a body may have; strings from 256 bytes on are stepped over in _check_opcodes. Not among them are EXT,
 # INST, OBJ and PERSID, and a PUT to so high a place that C's memo, an array, would fill the memory.
-_OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdlb012.\x81\x8f\x90\x91\x92\x93]|[Khq\x80].|M..|[Jj].{4}|"
-                      rb"r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|c[^\n]*\n[^\n]*\n|[\x8cC\x8aU](?:"
-                      + rb"|".join(b"%s.{%d}" % (re.escape(bytes([n])), n) for n in range(256)) + rb")){0,1000}")
+_OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdlb012.\x81\x8f\x90\x91\x92\x93]{1,99}|[\x8cC\x8aU](?:"
+                      + rb"|".join(b"%s.{%d}" % (re.escape(bytes([n])), n) for n in range(256)) + rb")\x94?|K.|M..|"
+                      rb"[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|c[^\n]*\n[^\n]*\n){0,1000}")
 _COUNTED = {ord("X"): 4, ord("B"): 4, ord("T"): 4, 0x8b: 4, 0x8d: 8, 0x8e: 8, 0x96: 8}  # opcodes with a long count first
 
 
 def _check_opcodes(data: bytes) -> None:
-    position = matches = 0
+    position = 0
     while position < len(data):
-        start, position, matches = position, _OPCODES.match(data, position).end(), matches + 1  # type: ignore[union-attr]
+        start, position = position, _OPCODES.match(data, position).end()    # type: ignore[union-attr]
         if position == start:
             width = _COUNTED.get(data[position])
             if width is None:
                 raise pickle.UnpicklingError(f"opcode {data[position:position + 1]!r} at byte {position} is not allowed")
             position += 1 + width + int.from_bytes(data[position + 1:position + 1 + width], "little")
-        if matches > MAX_OPCODES // 1000 or position > len(data):
-            raise pickle.UnpicklingError("too many opcodes, or cut short")
+    if position > len(data) or len(data) > MAX_CONTAINERS < sum(map(data.count, (b"]", b"}", b"(", b"\x85", b"\x8f"))):
+        raise pickle.UnpicklingError("it is cut short, or has too many lists, dictionaries, tuples and sets")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -324,7 +325,7 @@ def encode(entity: Mapping[Any, Any], classes: Any = ()) -> bytes:
     try:
         pickler.dump(dict(entity))
         data = buffer.getvalue()
-        if pickler.doubtful or len(data) > MAX_OPCODES:
+        if pickler.doubtful or len(data) > MAX_CONTAINERS:
             _load(data, _allowed(classes))
     except Untrusted:
         raise
@@ -376,7 +377,7 @@ def _check_id(id: Any) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    return re.search("[\ud800-\udfff]", text) is None           # no lone surrogates: UTF-8 has none
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)    # no lone surrogates: UTF-8 has none
 
 
 def _quote(name: str) -> str:
@@ -579,11 +580,14 @@ class Index:
 
     def _matches(self, entity: Entity, tests: Mapping[str, list[tuple[str, Any]]]) -> bool:
         try:
-            values = {name: self._value(name, entity.get(name)) for name in tests}
+            for name, ends in tests.items():
+                value = self.types[name].to_sql(entity.get(name))
+                for sign, end in ends:
+                    if not (value in end if sign == "IN" else value >= end if sign == ">=" else value < end):
+                        return False
         except (TypeError, ValueError):                         # the row is not of this entity
             return False
-        return all(values[name] in end if sign == "IN" else values[name] >= end if sign == ">=" else values[name] < end
-                   for name, ends in tests.items() for sign, end in ends)
+        return True
 
     def _find(self, datastore: Datastore, query: _Query, sign: str, limit: int | None, after: Entity | None) -> Iterator[Entity]:
         ranged, order = query.ranged and f"i.{_quote(query.ranged)}", " DESC, " if sign == "<" else ", "
@@ -681,7 +685,8 @@ class Datastore:
                  history: bool = False, classes: Any = (), max_size: int = MAX_SIZE, **connect: Any) -> None:
         named = {"host": host, "user": user, "password": password, "database": database}
         self._connect = {**connect, **{name: value for name, value in named.items() if value is not None},
-                         "charset": "utf8mb4", "binary_prefix": True, "autocommit": True}
+                         "charset": "utf8mb4", "binary_prefix": True, "autocommit": True,
+                         "conv": {**conversions, FIELD_TYPE.TIMESTAMP: _to_utc}}
         self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
         self._connections, self._local = weakref.WeakSet[Any](), _Local()
         self._catalogue = _Catalogue([], False, {}, {}, {}, "VARCHAR(36)")
@@ -876,7 +881,7 @@ class Datastore:
             error.id = id
             raise
         entity.setdefault("id", id)
-        entity.version, entity.updated = version, updated and updated.replace(tzinfo=_UTC)
+        entity.version, entity.updated = version, updated
         return entity
 
     def _select(self, statement: str, ids: Sequence[str]) -> Iterator[Entity]:
@@ -978,8 +983,7 @@ class Datastore:
             raise ValueError(f"change made {reprlib.repr(entity.get('id'))} of the id {id!r}; put that as an entity of its own")
         _, whole, body = self._prepare(entity)
         results = self._write(connection, {id: whole}, {id: body}, begun, tail=[_bind(connection, SELECT_STAMP, id)])
-        version, updated = results[-1 - begun][1][0]
-        entity.version, entity.updated = version, updated.replace(tzinfo=_UTC)
+        entity.version, entity.updated = results[-1 - begun][1][0]
         return entity
 
     # The catalogue
@@ -1122,6 +1126,10 @@ class Datastore:
             with contextlib.suppress(MySQLdb.Error), open(os.devnull, "r+b") as null:
                 os.dup2(null.fileno(), connection.fileno())
         self._connections, self._local = weakref.WeakSet(), _Local()
+
+
+def _to_utc(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text + "+00:00")           # TIMESTAMP, in a session whose time zone is that
 
 
 def _code(error: BaseException) -> Any:

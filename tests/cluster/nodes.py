@@ -104,9 +104,9 @@ class GroupNode(Node):
 
 
 class Cluster:
-    """Three nodes; the first bootstraps, the others join it. `kind` is that of the servers."""
+    """Three nodes; the first bootstraps, the others join it. A session that has run `wait` reads what any node acknowledged."""
 
-    kind: str
+    wait: str
     nodes: Sequence[GaleraNode | GroupNode]
 
     def __enter__(self) -> Cluster:
@@ -128,7 +128,7 @@ class Cluster:
 
 
 class Galera(Cluster):
-    kind = "mariadb"
+    wait = "SET SESSION wsrep_sync_wait = 1"
 
     def __init__(self) -> None:
         if not (GALERA.exists() and find("mariadbd") and find("mariadb-backup") and find("socat")):
@@ -141,7 +141,7 @@ class Galera(Cluster):
 class GroupReplication(Cluster):
     """All three nodes are primary. Raises RuntimeError where no Docker engine has the image."""
 
-    kind = "mysql"
+    wait = "SET SESSION group_replication_consistency = 'BEFORE'"
 
     def __init__(self) -> None:
         if not has_docker():
@@ -149,9 +149,9 @@ class GroupReplication(Cluster):
         call("docker", "network", "prune", "--force", "--filter", "label=slim-test", "--filter", "until=1h")
         group = str(uuid.uuid4())
         self.network = call("docker", "network", "create", "--label=slim-test", f"slim-test-{group}")
-        self.nodes = [GroupNode(self.network) for _ in range(3)]
-        for number, node in enumerate(self.nodes, 1):
-            node.join(group, number, ",".join(each.address for each in self.nodes))
+        self.nodes = nodes = [GroupNode(self.network) for _ in range(3)]
+        for number, node in enumerate(nodes, 1):
+            node.join(group, number, ",".join(each.address for each in nodes))
 
     def stop(self) -> None:
         super().stop()
