@@ -38,6 +38,7 @@ import getpass
 import io
 import ipaddress
 import json
+import operator
 import os
 import pathlib
 import pickle
@@ -440,13 +441,12 @@ class _Type:
                 self.python is not dt.datetime or value.microsecond % 10 ** (6 - self.size) == 0)
 
 
-class _Query(NamedTuple):
-    """What is asked of an index: SQL and its values, the same for a decoded entity, and the property that orders it."""
+_Term = tuple[str, str, Any]        # property, sign, and the value as SQL has it
+_SIGNS: dict[str, Callable[[Any, Any], Any]] = {">=": operator.ge, "<": operator.lt, "IN": lambda value, one_of: value in one_of}
 
-    where: str
-    args: list[Any]
-    tests: dict[str, list[tuple[str, Any]]]
-    ranged: str | None
+
+def _where(terms: Sequence[_Term]) -> tuple[str, list[Any]]:
+    return " AND ".join(["TRUE", *(f"i.{_quote(name)} {sign} %s" for name, sign, _ in terms)]), [value for *_, value in terms]
 
 
 class Index:
@@ -488,14 +488,15 @@ class Index:
 
         limit: the most entities. after: the last Entity of the page before, to go on behind it.
         """
-        return self._find(datastore, self._query(match), "<" if reverse else ">", limit, after)
+        ranged = [name for name in self.types if isinstance(match.get(name), slice)]
+        return self._find(datastore, self._terms(match), ranged[:1], "<" if reverse else ">", limit, after)
 
     def count(self, datastore: Datastore, **match: Any) -> int:
         """How many entities match; 0 where none does."""
-        query = self._query(match)
         if not datastore._catalogue.exact.get(self.table, True):    # the table takes Bob for bob: look at the entities
-            return sum(1 for _ in self._find(datastore, query, ">", None, None))
-        return int(self._read(datastore, COUNT_MATCH, query.args, where=query.where)[0][0])
+            return sum(1 for _ in self.find(datastore, match))
+        where, args = _where(self._terms(match))
+        return int(self._read(datastore, COUNT_MATCH, args, where=where)[0][0])
 
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
         """Rewrites the rows of a stored entity in this index. `Datastore.put` does it for all indexes."""
@@ -511,7 +512,8 @@ class Index:
         if datastore._refresh().tables.get(self.table) == self.table + BUILDING:
             datastore._rename()                                 # from here on every writer knows the table, or fails
         count, last = datastore._read(SELECT_COUNT)[0]
-        rows: Iterable[Any] = self._compare(datastore, last)
+        # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
+        rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
         changed, after, batch = 0, "", dict[str, Any]()
         for version, id, updated, body, found, *row in progress(rows, total=count) if progress else rows:
             try:
@@ -562,51 +564,43 @@ class Index:
             raise type(error)(f"index {self.table}: property {name} {error}: {reprlib.repr(value)}; give another value, or "
                               f"declare the type of the property: Index(…, {{{name!r}: …}})") from error
 
-    def _query(self, match: Mapping[str, Any]) -> _Query:
-        where, args, tests = ["TRUE"], list[Any](), dict[str, Any]()
+    def _terms(self, match: Mapping[str, Any]) -> list[_Term]:
+        terms = list[_Term]()
         for name, asked in match.items():
             if isinstance(asked, slice):
-                ends = [(sign, self._value(name, end)) for sign, end in ((">=", asked.start), ("<", asked.stop)) if end is not None]
+                ends = (">=", asked.start), ("<", asked.stop), ("=", asked.step)     # of a step there is no sense
+                terms += [(name, sign, self._value(name, end)) for sign, end in ends if end is not None]
             else:
                 one_of = asked if isinstance(asked, (set, frozenset, list)) else [asked]
-                ends = [("IN", tuple([self._value(name, value) for value in one_of]))]
-            if name not in self.types or isinstance(asked, slice) and asked.step is not None:
-                raise TypeError(f"index {self.table} has {', '.join(self.types)}, and takes no {name!r} as {asked!r}")
-            where += [f"i.{_quote(name)} {sign} %s" if end != () else "FALSE" for sign, end in ends]
-            args += [end for _, end in ends if end != ()]
-            tests[name] = ends
-        ranged = [name for name in self.types if isinstance(match.get(name), slice)]
-        return _Query(" AND ".join(where), args, tests, ranged[0] if ranged else None)
+                terms.append((name, "IN", tuple([self._value(name, value) for value in one_of]) or (None,)))
+            if name not in self.types:
+                self._value(name, asked)
+        return terms
 
-    def _matches(self, entity: Entity, tests: Mapping[str, list[tuple[str, Any]]]) -> bool:
-        try:
-            for name, ends in tests.items():
-                value = self.types[name].to_sql(entity.get(name))
-                for sign, end in ends:
-                    if not (value in end if sign == "IN" else value >= end if sign == ">=" else value < end):
-                        return False
-        except (TypeError, ValueError):                         # the row is not of this entity
-            return False
-        return True
-
-    def _find(self, datastore: Datastore, query: _Query, sign: str, limit: int | None, after: Entity | None) -> Iterator[Entity]:
-        ranged, order = query.ranged and f"i.{_quote(query.ranged)}", " DESC, " if sign == "<" else ", "
-        columns = (ranged + order if ranged else "") + "i.entity_id" + order[:-2]
+    def _find(self, datastore: Datastore, terms: Sequence[_Term], ranged: Sequence[str], sign: str, limit: int | None,
+              after: Entity | None) -> Iterator[Entity]:
+        columns = [f"i.{_quote(name)}" for name in (*ranged, "entity_id")]
+        order = ", ".join(column + (" DESC" if sign == "<" else "") for column in columns)
         while limit is None or limit > 0:
-            where, args, size = query.where, list(query.args), PAGE if limit is None else min(limit, PAGE)
-            if after is not None and ranged:
-                where += f" AND {ranged} {sign}= %s AND ({ranged} {sign} %s OR i.entity_id {sign} %s)"
-                args += [self._value(query.ranged or "", after[query.ranged])] * 2
-            elif after is not None:
-                where += f" AND i.entity_id {sign} %s"
-            args += [after["id"]] if after is not None else []
-            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where, order=columns)
+            where, args = _where(terms)
+            if after is not None:                               # (column, id) > (…, …) in a form that both servers range over
+                last = [*(self._value(name, after[name]) for name in ranged), after["id"]]
+                where += f" AND {columns[0]} {sign}= %s AND ({columns[0]} {sign} %s OR {columns[-1]} {sign} %s)"
+                args += [last[0], last[0], last[-1]]
+            size = PAGE if limit is None else min(limit, PAGE)
+            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where, order=order)
             for after in map(datastore._entity, rows):
-                if self._matches(after, query.tests):
+                if self._matches(after, terms):
                     limit = None if limit is None else limit - 1
                     yield after
             if len(rows) < size:
                 return
+
+    def _matches(self, entity: Entity, terms: Iterable[_Term]) -> bool:
+        try:
+            return all(_SIGNS[sign](self.types[name].to_sql(entity.get(name)), value) for name, sign, value in terms)
+        except (TypeError, ValueError):                         # the row is not of this entity
+            return False
 
     def _read(self, datastore: Datastore, statement: str, args: Sequence[Any], **parts: str) -> Any:
         """Rows of a statement. What is asked of an index goes to the populated table alone, the rest to the one that stands."""
@@ -618,13 +612,6 @@ class Index:
                 raise
             raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, "
                                "Index.populate fills it") from error
-
-    def _compare(self, datastore: Datastore, last: int) -> Iterator[Any]:
-        """Entities, each beside its row as of the same moment. Those put later than `last` their writers index."""
-        after, size = 0, 100
-        while rows := self._read(datastore, SELECT_COMPARED, (after, last, size)):
-            yield from rows
-            after, size = rows[-1][0], _page_size(rows, size)
 
     def _rewrite(self, datastore: Datastore, wanted: Mapping[str, Any]) -> int:
         """Makes the rows of some ids right: wanted is {id: (version, row)}; version 0 is a row without an entity.
@@ -889,13 +876,9 @@ class Datastore:
         return (self._entity(row) for row in self._read(statement, ids) if row[1] in ids)
 
     def _scan(self, connection: Connection) -> Iterator[Entity]:
-        try:
-            after, size = 0, 100
-            while rows := self._send(connection, _bind(connection, SELECT_PAGE, after, size))[0][1]:
-                yield from map(self._entity, rows)
-                after, size = rows[-1][0], _page_size(rows, size)
-        finally:
-            connection.close()
+        with contextlib.closing(connection):
+            yield from map(self._entity, _pages(
+                lambda after, size: self._send(connection, _bind(connection, SELECT_PAGE, after, size))[0][1]))
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
@@ -1140,9 +1123,13 @@ def _guard_name() -> str:
     return f"entities_guard_{os.urandom(8).hex()}"
 
 
-def _page_size(rows: Sequence[Any], size: int) -> int:
-    """How many rows the next page has: about PAGE_BYTES of bodies, growing by the double at the most."""
-    return max(1, min(PAGE, 2 * size, PAGE_BYTES * len(rows) // (1 + sum(len(row[3] or b"") for row in rows))))
+def _pages(read: Callable[[int, int], Sequence[Any]]) -> Iterator[Any]:
+    """The rows of read(after, size), page after page; each of about PAGE_BYTES of bodies, the first ones smaller."""
+    after, size = 0, 100
+    while rows := read(after, size):
+        yield from rows
+        after, taken = rows[-1][0], 1 + sum(len(row[3] or b"") for row in rows)
+        size = max(1, min(PAGE, 2 * size, PAGE_BYTES * len(rows) // taken))
 
 
 class Shape(NamedTuple):
