@@ -226,14 +226,6 @@ def _make(real: Any, make: Callable[..., Any], args: tuple[Any, ...], kwargs: An
     return make(*args, **kwargs)
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    return text.encode("latin1")                                # how protocols 0 to 2 write bytes
-
-
-def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
-    return cls.__new__(cls)                                     # how protocols 0 and 1 write objects
-
-
 def _getattr(cls: Any, name: str) -> Any:
     if (cls, name) != (zoneinfo.ZoneInfo, "_unpickle") and not (issubclass(cls, enum.Enum) and name in cls.__members__):
         raise pickle.UnpicklingError(f"a body may not take {name!r} of {cls!r}")
@@ -250,9 +242,10 @@ _KNOWN: dict[tuple[str, str], Any] = {(cls.__module__, cls.__name__): cls for cl
     ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Interface, ipaddress.IPv6Interface)}
 _KNOWN |= {(module, cls.__name__): cls for module in ("pathlib", "pathlib._local") for cls in (
     pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath)}
-_KNOWN |= {("_codecs", "encode"): _latin1, ("copyreg", "_reconstructor"): _reconstructor, ("builtins", "getattr"): _getattr}
-_KNOWN |= {("__builtin__", name): value for (module, name), value in _KNOWN.items() if module == "builtins"}
-_KNOWN["copy_reg", "_reconstructor"] = _reconstructor           # Python 2's names
+_KNOWN |= {("builtins", "getattr"): _getattr, ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+           ("copyreg", "_reconstructor"): lambda cls, *_: cls.__new__(cls)}     # bytes and objects of old protocols
+_KNOWN |= {({"builtins": "__builtin__", "copyreg": "copy_reg"}.get(module, module), name): value      # Python 2's names
+           for (module, name), value in _KNOWN.items()}
 _SEALED = {key: _seal(value) for key, value in _KNOWN.items()}
 _MODERN = {key: value if value in _PLAIN else _SEALED[key] for key, value in _KNOWN.items()}   # from protocol 3 on
 
@@ -1044,7 +1037,10 @@ class Datastore:
             try:
                 if local.connection is None or self._closed:
                     local.connection = self._open()
-                return attempt(local.connection, lost)
+                result = attempt(local.connection, lost)
+                if self._closed:                                # close() could not, as this call was under way
+                    local.connection.close()
+                return result
             except BaseException as error:
                 code = _code(error)
                 if local.depth:
