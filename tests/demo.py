@@ -81,8 +81,8 @@ except slim.Conflict as conflict:
 classes = by_package.get_all(store, package="asyncio", kind="class")
 with store.transaction():
     for found in classes:
-        store.update(found["id"], lambda entity: entity.update(reviewed=True))
-sum(entity.get("reviewed", False) for entity in store)
+        store.update(found["id"], lambda entity: entity.update(seen=True))
+sum(entity.get("seen", False) for entity in store)
 """),
     ("Delete the functions of turtle", """
 found = by_package.get_all(store, package="turtle", kind="function")
