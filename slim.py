@@ -164,9 +164,9 @@ SELECT_VERSION = "SELECT id, added_id FROM entities WHERE id IN %s"
 SELECT_STAMP = "SELECT added_id, updated FROM entities WHERE id = %s"
 SELECT_COUNT = "SELECT COUNT(*), COALESCE(MAX(added_id), 0) FROM entities"
 DELETE_ENTITY = "DELETE FROM entities WHERE id IN %s"
-EXACTLY = " AND CAST(id AS BINARY) IN %s"            # where the table's collation would delete Bob for bob
+EXACTLY = " AND CAST(CONVERT({} USING utf8mb4) AS BINARY) IN %s"     # where the table's collation would delete Bob for bob
 GUARDED = " AND NOT EXISTS (SELECT 1 FROM {})"       # always true; keeps the guard from being renamed until COMMIT
-INSERT_ENTITY = "INSERT INTO entities (id, body) VALUES "
+INSERT_ENTITY = "INSERT INTO entities (id, body, updated) VALUES "   # 2009's `updated` has no default
 INSERT_HISTORY = """INSERT INTO entities_history (id, number, added_id, updated, body)
  SELECT e.id, 1 + (SELECT COALESCE(MAX(h.number), 0) FROM entities_history AS h WHERE h.id = e.id), e.added_id,
   e.updated, e.body FROM entities AS e WHERE e.id IN %s"""      # numbered, as added_id need not rise in commit order
@@ -383,16 +383,16 @@ def _bind(connection: Connection, sql: str, *args: Any) -> bytes:
     return sql.encode() % tuple(map(connection.literal, args))
 
 
-def _bind_rows(connection: Connection, sql: str, rows: Iterable[Sequence[Any]]) -> bytes:
-    return _bind(connection, sql) + b",".join(map(connection.literal, rows))
+def _bind_rows(connection: Connection, sql: str, rows: Iterable[Sequence[Any]], end: bytes = b")") -> bytes:
+    return _bind(connection, sql) + b",".join([connection.literal(row)[:-1] + end for row in rows])
 
 
 SQL_TYPES: dict[type, str] = {
     str: "VARCHAR(191)", int: "BIGINT", float: "DOUBLE", bool: "TINYINT(1)", bytes: "VARBINARY(191)",
     Decimal: "DECIMAL(65,30)", dt.date: "DATE", dt.datetime: "DATETIME(6)", uuid.UUID: "BINARY(16)"}
 _KINDS: dict[str, tuple[type, int]] = {             # for each of MySQL's types the Python type, and bits
-    "varchar": (str, 0), "varbinary": (bytes, 0), "binary": (bytes, 0), "double": (float, 0), "decimal": (Decimal, 0),
-    "date": (dt.date, 0), "datetime": (dt.datetime, 0), "tinyint": (int, 8), "smallint": (int, 16),
+    "varchar": (str, 0), "char": (str, 0), "varbinary": (bytes, 0), "binary": (bytes, 0), "double": (float, 0),
+    "decimal": (Decimal, 0), "date": (dt.date, 0), "datetime": (dt.datetime, 0), "tinyint": (int, 8), "smallint": (int, 16),
     "mediumint": (int, 24), "int": (int, 32), "bigint": (int, 64)}
 _TYPE = re.compile(r"(\w+)(?:\((\d+)(?:,(\d+))?\))?( unsigned)?", re.IGNORECASE)
 
@@ -426,6 +426,8 @@ class _Type:
     def _fits(self, value: Any) -> bool:
         if self.python in (str, bytes):
             low = self.size if self.name == "binary" else 0
+            if self.name == "char" and value[-1:] == " ":       # which MySQL would drop
+                return False
             return low <= len(value) <= self.size and (self.python is bytes or _is_unicode(value))
         if self.python is Decimal:                              # exactly: what is rounded would not be found
             places = -value.as_tuple().exponent if value.is_finite() else self.scale + 1
@@ -621,17 +623,18 @@ class Index:
             versions, rows = {**dict.fromkeys(dict(standing), -1), **dict(locked)}, {id: tuple(row) for id, *row in found}
             wrong = {id: row for id, (version, row) in wanted.items()
                      if versions.get(id, 0) == version and rows.get(id) != row}
-            datastore._send(connection, *self._replace(connection, table, wrong), b"COMMIT")
+            datastore._send(connection, *self._replace(connection, datastore._catalogue, wrong), b"COMMIT")
             return len(wrong)
         return datastore._repeat(attempt) if wanted else 0
 
-    def _replace(self, connection: Connection, table: str, rows: Mapping[str, tuple[Any, ...] | None]) -> Iterator[bytes]:
+    def _replace(self, connection: Connection, catalogue: _Catalogue, rows: Mapping[str, tuple[Any, ...] | None]) -> Iterator[bytes]:
         """Statements that replace the rows of these ids, in the order of the key, which spares pages, and deadlocks."""
-        parts = {"table": _quote(table), "names": self._names}
+        table, ids = catalogue.tables.get(self.table, self.table), tuple(sorted(rows))
+        delete = DELETE_ROW + EXACTLY.format("entity_id") * (not catalogue.exact.get(table, True))
         if rows:
-            yield _bind(connection, DELETE_ROW.format(**parts), tuple(sorted(rows)))
+            yield _bind(connection, delete.format(table=_quote(table)), *[ids] * delete.count("%s"))
         if values := sorted((*row, id) for id, row in rows.items() if row is not None):
-            yield _bind_rows(connection, INSERT_ROW.format(**parts), values)
+            yield _bind_rows(connection, INSERT_ROW.format(table=_quote(table), names=self._names), values)
 
 
 class _Catalogue(NamedTuple):
@@ -906,15 +909,15 @@ class Datastore:
         """Deletes the entities, inserts those that have bodies, and all index rows. Returns the results from the DELETE on."""
         catalogue, joined, ids = self._catalogue, self._local.depth > 0, tuple(sorted(wholes))
         # Delete before insert, and not REPLACE: under a unique index that would remove another entity's row.
-        delete = DELETE_ENTITY + EXACTLY * (not catalogue.exact["entities"]) + "".join(map(GUARDED.format, catalogue.guards[:1]))
+        delete = DELETE_ENTITY + EXACTLY.format("id") * (not catalogue.exact["entities"]) + "".join(map(GUARDED.format, catalogue.guards[:1]))
         packet = [_bind(connection, delete, *[ids] * delete.count("%s"))]
         if bodies:
-            packet.append(_bind_rows(connection, INSERT_ENTITY, bodies.items()))
+            packet.append(_bind_rows(connection, INSERT_ENTITY, bodies.items(), b",CURRENT_TIMESTAMP)"))
         if catalogue.history and (bodies or erase):
             packet.append(_bind(connection, INSERT_HISTORY if bodies else DELETE_HISTORY, ids))
-        for name, index in catalogue.indexes.items():
+        for index in catalogue.indexes.values():
             rows = {id: None if whole is None else index._row(whole) for id, whole in wholes.items()}
-            packet += index._replace(connection, catalogue.tables[name], rows)
+            packet += index._replace(connection, catalogue, rows)
         packet = [b"BEGIN"] * (not begun and not joined) + packet + [*tail] + [b"COMMIT"] * (not joined)
         if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
             raise ValueError(f"entity {ids[0]!r} needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
