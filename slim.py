@@ -627,7 +627,7 @@ class Index:
             return len(wrong)
         return datastore._repeat(attempt) if wanted else 0
 
-    def _replace(self, connection: Connection, catalogue: _Catalogue, rows: Mapping[str, tuple[Any, ...] | None]) -> Iterator[bytes]:
+    def _replace(self, connection: Connection, catalogue: _Catalogue, rows: Mapping[str, Any]) -> Iterator[bytes]:
         """Statements that replace the rows of these ids, in the order of the key, which spares pages, and deadlocks."""
         table, ids = catalogue.tables.get(self.table, self.table), tuple(sorted(rows))
         delete = DELETE_ROW + EXACTLY.format("entity_id") * (not catalogue.exact.get(table, True))
@@ -909,7 +909,8 @@ class Datastore:
         """Deletes the entities, inserts those that have bodies, and all index rows. Returns the results from the DELETE on."""
         catalogue, joined, ids = self._catalogue, self._local.depth > 0, tuple(sorted(wholes))
         # Delete before insert, and not REPLACE: under a unique index that would remove another entity's row.
-        delete = DELETE_ENTITY + EXACTLY.format("id") * (not catalogue.exact["entities"]) + "".join(map(GUARDED.format, catalogue.guards[:1]))
+        delete = (DELETE_ENTITY + EXACTLY.format("id") * (not catalogue.exact["entities"])
+                  + "".join(map(GUARDED.format, catalogue.guards[:1])))
         packet = [_bind(connection, delete, *[ids] * delete.count("%s"))]
         if bodies:
             packet.append(_bind_rows(connection, INSERT_ENTITY, bodies.items(), b",CURRENT_TIMESTAMP)"))
