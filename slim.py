@@ -647,6 +647,9 @@ class _Catalogue(NamedTuple):
     exact: dict[str, bool]
     id_type: str
 
+    def stamp(self) -> Any:
+        return self.guards, self.history, self.tables
+
 
 class _Local(threading.local):
     connection: Connection = None
@@ -1037,7 +1040,7 @@ class Datastore:
         while True:
             if local.doomed:
                 raise Error(DOOMED)
-            known, local.committing, tries = self._catalogue.tables, False, tries + 1
+            known, local.committing, tries = self._catalogue, False, tries + 1
             try:
                 if local.connection is None or self._closed:
                     local.connection = self._open()
@@ -1054,7 +1057,7 @@ class Datastore:
                 self._recover(local.connection, error)
                 lost = lost or local.committing and code in LOST
                 final = (code not in AGAIN or tries > 2 and time.monotonic() > end or self._closed
-                         or code == ER.NO_SUCH_TABLE and self._refresh().tables == known)
+                         or code == ER.NO_SUCH_TABLE and self._refresh().stamp() == known.stamp())
                 if lost and (once or final):
                     raise Unknown(code, f"the connection was lost; whether the write was done is not known: {error}") from error
                 if final:
