@@ -71,7 +71,7 @@ MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
 MAX_CONTAINERS = 1 << 22            # of a body: an opcode of one byte makes a set of 216 bytes
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
-LEVEL = 1                           # of zlib
+LEVEL = 1                           # of zlib: below 2 kB all are within 3 %; at 10 kB 6 saves 11 % of bytes for 2.6 times the time
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
 DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
@@ -726,9 +726,11 @@ class Datastore:
 
     def get(self, id: str, *, version: int | None = None) -> Entity | None:
         """The entity, or None. version: that one of its versions, where history is kept."""
-        statements = [SELECT_ENTITY] + [SELECT_HISTORY] * (version is not None and self._catalogue.history)
-        return next((entity for statement in statements for entity in self._select(statement, [_check_id(id)])
-                     if version in (None, entity.version)), None)
+        for row in self._read(SELECT_ENTITY, [_check_id(id)]):
+            if row[1] == id and version in (None, row[0]):
+                return self._entity(row)
+        versions = self.history(id) if version is not None and self._catalogue.history else []
+        return next((entity for entity in versions if entity.version == version), None)
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Entity]:
         """{id: entity} of those that there are, in the order asked for."""
@@ -1036,7 +1038,7 @@ class Datastore:
 
         lost: whether a try before was cut off in its COMMIT, so that it may have been done; `once`: then Unknown is raised.
         """
-        local, lost, tries, pause, end = self._local, False, 0, 0.001, time.monotonic() + RETRY_SECONDS
+        local, lost, tries, pause, end = self._local, False, 0, 0.001, 0.0
         while True:
             if local.doomed:
                 raise Error(DOOMED)
@@ -1049,7 +1051,7 @@ class Datastore:
                     local.connection.close()
                 return result
             except BaseException as error:
-                code = _code(error)
+                code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
                 if local.depth:
                     local.doomed = local.doomed or code is not None or isinstance(error, Duplicate)
                     raise
