@@ -1,0 +1,35 @@
+"""Fixtures: a test that asks for `cluster` runs on Galera, and on Group Replication where Docker can start it."""
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from nodes import Cluster, Galera, GroupReplication
+from server import has_docker
+
+CLUSTERS = {"mariadb": Galera, "mysql": GroupReplication}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cluster" in metafunc.fixturenames:
+        kind = metafunc.config.getoption("server")
+        metafunc.parametrize("cluster", [each for each in CLUSTERS if kind in (None, each)], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three running nodes: `.nodes`, each with `.connect`, `.query(sql)`, `.kill()` and `.start()`."""
+    if request.param == "mysql" and not has_docker():
+        pytest.skip("Group Replication is tested in containers, and no Docker engine has the image")
+    with CLUSTERS[request.param]() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def shared(cluster: Cluster) -> Iterator[str]:
+    """The name of an empty database of the cluster."""
+    name = f"slim_test_{uuid.uuid4().hex}"
+    cluster.nodes[0].query(f"CREATE DATABASE {name}")
+    yield name
+    cluster.nodes[0].query(f"DROP DATABASE {name}")

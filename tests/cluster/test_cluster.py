@@ -1,0 +1,116 @@
+"""slim on three nodes that all take writes: the ordinary suite, races, nodes that are killed, and failover."""
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+import races
+from nodes import Cluster, haproxy
+
+import slim
+
+TESTS = Path(__file__).parent.parent
+WRITERS = 2                             # processes on each node
+SECONDS = 5                             # of writing before, between and after two kills
+LONG_KILLS = 60                         # with --long
+
+
+@pytest.mark.timeout(1800)
+def test_ordinary_suite_passes_on_a_node(cluster: Cluster) -> None:
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(TESTS), f"--ignore={TESTS / 'cluster'}",
+                           f"--ignore={TESTS / 'bench'}"], env={**os.environ, "SLIM_SERVER": cluster.nodes[0].url},
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    print(done.stdout[-10000:])
+    assert done.returncode == 0
+
+
+def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None]) -> list[races.Notes]:
+    """What the writers noted, WRITERS processes on each node, while `during` ran."""
+    with slim.Datastore(**cluster.nodes[0].connect, database=database, indexes=races.INDEXES, history=True) as store:
+        for key in range(races.HOT):
+            store.put_many({"id": f"{kind}-{key}", "count": 0} for kind in ("expect", "update"))
+    for node in cluster.nodes:                                  # till it has the tables
+        races.rows(cluster, node, database)
+    places = [{**node.connect, "database": database} for node in cluster.nodes for _ in range(WRITERS)]
+    context = multiprocessing.get_context("spawn")              # threads and connections of this process are not theirs
+    with ProcessPoolExecutor(len(places), mp_context=context) as pool:
+        futures = [pool.submit(races.write, place, f"writer{n}", stop) for n, place in enumerate(places)]
+        try:
+            during()
+        finally:
+            stop.touch()
+        return [future.result() for future in futures]
+
+
+def audit(cluster: Cluster, database: str, notes: list[races.Notes]) -> None:
+    """Nothing acknowledged is lost, the indexes say what the entities say, and all nodes are identical."""
+    first, *others = (races.rows(cluster, node, database) for node in cluster.nodes)
+    counted, unknown, errors = (sum(counters, collections.Counter()) for counters in zip(
+        *((note.counted, note.unknown, note.errors) for note in notes)))
+    print(f"{sum(note.calls for note in notes)} calls, {sum(len(note.put) for note in notes)} puts acknowledged,",
+          f"{counted.total()} increments, {unknown.total()} unknown, {len(first['entities'])} entities;", dict(errors))
+    assert races.lost(first, notes) == []
+    assert races.disagreements(first) == []
+    assert all(other == first for other in others)
+    assert all(note.put for note in notes)
+
+
+def test_writers_on_all_nodes_lose_nothing(cluster: Cluster, shared: str, tmp_path: Path) -> None:
+    notes = race(cluster, shared, tmp_path / "stop", lambda: time.sleep(2 * SECONDS))
+    audit(cluster, shared, notes)
+    assert not any(note.unknown or note.errors for note in notes)
+
+
+@pytest.mark.timeout(0)
+def test_nodes_killed_under_writers_lose_nothing(cluster: Cluster, shared: str, tmp_path: Path, long: bool) -> None:
+    def kill() -> None:
+        for turn in range(LONG_KILLS if long else 2):
+            time.sleep(SECONDS)
+            node = cluster.nodes[turn % 3]
+            node.kill()
+            time.sleep(SECONDS)
+            node.start()
+        time.sleep(SECONDS)
+    audit(cluster, shared, race(cluster, shared, tmp_path / "stop", kill))
+
+
+def test_sessions_that_wait_read_what_another_node_acknowledged(cluster: Cluster, shared: str) -> None:
+    with slim.Datastore(**cluster.nodes[0].connect, database=shared) as writer:
+        writer.put({"id": "a", "n": 0})
+        with slim.Datastore(**cluster.nodes[1].connect, database=shared, init_command=cluster.wait) as reader:
+            for n in range(200):
+                writer.put({"id": "a", "n": n})
+                assert reader.get("a") == {"id": "a", "n": n}
+
+
+def test_client_of_haproxy_goes_on_when_its_node_is_killed(cluster: Cluster, shared: str,
+                                                           request: pytest.FixtureRequest) -> None:
+    with haproxy(cluster) as connect, slim.Datastore(**connect, database=shared, indexes=races.INDEXES[:1]) as store:
+        store.put({"id": "count", "count": 0})
+        request.addfinalizer(cluster.nodes[0].start)
+        killer = threading.Timer(1, cluster.nodes[0].kill)
+        killer.start()
+        counted = unknown = 0
+        pause, end = 0.0, time.monotonic() + 5
+        while time.monotonic() < end or killer.is_alive():
+            begun = time.monotonic()
+            store.put({"id": f"put-{counted + unknown}", "user": "bob"})
+            try:
+                store.update("count", lambda entity: entity.update(count=entity["count"] + 1))
+                counted += 1
+            except slim.Unknown:                                # its COMMIT was under way: the one thing slim cannot know
+                unknown += 1
+            pause = max(pause, time.monotonic() - begun)
+        print(f"{counted + unknown} puts and updates, {unknown} unknown, the longest pause {pause:.1f} s")
+        assert unknown <= 1
+        assert counted <= (store.get("count") or {})["count"] <= counted + unknown
+        assert races.INDEXES[0].count(store, user="bob") == counted + unknown
