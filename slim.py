@@ -42,6 +42,7 @@ import operator
 import os
 import pathlib
 import pickle
+import pickletools
 import random
 import re
 import reprlib
@@ -68,7 +69,8 @@ __version__ = "1.0.0"
 ANY = "any"                         # classes=ANY reads any pickle, as pickle does: for databases that only you write to
 MAX_SIZE = 64 << 20                 # bytes that a body may have when decompressed
 MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
-MAX_CONTAINERS = 1 << 22            # of a body: an opcode of one byte makes a set of 216 bytes
+MAX_CONTAINERS = 1 << 20            # lists, dictionaries and sets of a body: one byte of it makes a set of 216 bytes
+MAX_TUPLES = 40_000                 # tuples and calls of a body: nested, each takes C's stack when hashed,
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
 LEVEL = 1                           # of zlib: below 2 kB all are within 3 %; at 10 kB 6 saves 11 % of bytes for 2.6 times the time
@@ -254,6 +256,7 @@ _MODERN = {key: value if value in _PLAIN else _SEALED[key] for key, value in _KN
 _OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdlb012.\x81\x8f\x90\x91\x92\x93]{1,99}|[\x8cC\x8aU](?:"
                       + rb"|".join(b"%s.{%d}" % (re.escape(bytes([n])), n) for n in range(256)) + rb")\x94?|K.|M..|"
                       rb"[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|c[^\n]*\n[^\n]*\n){0,1000}")
+_TUPLES, _CONTAINERS = (b"\x85", b"\x86", b"\x87", b"t", b"R", b"\x81", b"\x92"), (b"]", b"}", b"l", b"d", b"\x8f", b"\x91")
 _COUNTED = {ord("X"): 4, ord("B"): 4, ord("T"): 4, 0x8b: 4, 0x8d: 8, 0x8e: 8, 0x96: 8}  # opcodes with a long count first
 
 
@@ -266,8 +269,16 @@ def _check_opcodes(data: bytes) -> None:
             if width is None:
                 raise pickle.UnpicklingError(f"opcode {data[position:position + 1]!r} at byte {position} is not allowed")
             position += 1 + width + int.from_bytes(data[position + 1:position + 1 + width], "little")
-    if position > len(data) or len(data) > MAX_CONTAINERS < sum(map(data.count, (b"]", b"}", b"(", b"\x85", b"\x8f"))):
-        raise pickle.UnpicklingError("it is cut short, or has too many lists, dictionaries, tuples and sets")
+    if position > len(data):
+        raise pickle.UnpicklingError("it is cut short")
+    if len(data) > MAX_TUPLES < sum(data.count(code) for code in _TUPLES + _CONTAINERS):    # perhaps, but most will be text
+        tuples = containers = 0
+        for opcode, _, _ in pickletools.genops(data):
+            tuples += (code := opcode.code.encode("latin1")) in _TUPLES
+            containers += code in _CONTAINERS
+            if tuples > MAX_TUPLES or containers > MAX_CONTAINERS:
+                raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates and the like, or {MAX_CONTAINERS:,} "
+                                             "lists, dictionaries and sets: more than one entity may have")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -319,7 +330,7 @@ def encode(entity: Mapping[Any, Any], classes: Any = ()) -> bytes:
     try:
         pickler.dump(dict(entity))
         data = buffer.getvalue()
-        if pickler.doubtful or len(data) > MAX_CONTAINERS:
+        if pickler.doubtful or len(data) > MAX_TUPLES:
             _load(data, _allowed(classes))
     except Untrusted:
         raise
