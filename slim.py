@@ -219,7 +219,7 @@ def _make(real: Any, make: Callable[..., Any], args: tuple[Any, ...], kwargs: An
     """make(*args), unless that would unroll into memory what takes no bytes in the body."""
     args = tuple(arg.real if isinstance(arg, _Sealed) else arg for arg in args)
     if real in _KNOWN.values():
-        if (real in _FACTORIES or kwargs or any(isinstance(arg, _LAZY) for arg in args)
+        if (real in _FACTORIES and args or kwargs or any(isinstance(arg, _LAZY) for arg in args)
                 or real is bytearray and not all(isinstance(arg, (bytes, str)) for arg in args)
                 or real is fractions.Fraction and ("e" in str(args).lower() or "d" in str(args).lower())):
             raise pickle.UnpicklingError(f"a body may not call {real!r} so")
@@ -237,7 +237,7 @@ def _getattr(cls: Any, name: str) -> Any:
 # What a body may name. C's own value types cannot be altered, and are used as they are; the others are sealed.
 _PLAIN = dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone, Decimal
 _LAZY = range, ipaddress.IPv4Network, ipaddress.IPv6Network
-_FACTORIES = int, str, float, bool, bytes, list, dict, tuple, object            # a defaultdict's; never called
+_FACTORIES = int, str, float, bool, bytes, list, dict, tuple, object            # a defaultdict's; called without arguments
 _KNOWN: dict[tuple[str, str], Any] = {(cls.__module__, cls.__name__): cls for cls in (
     *_PLAIN, *_LAZY, *_FACTORIES, complex, slice, bytearray, set, frozenset, fractions.Fraction, uuid.UUID,
     zoneinfo.ZoneInfo, collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque,
@@ -287,11 +287,24 @@ class _Unpickler(pickle.Unpickler):
     classes: Mapping[tuple[str, str], Any] = {}
     known = _MODERN
 
+    def load(self) -> Any:
+        self.members = dict[Any, Any]()
+        try:
+            return super().load()
+        finally:                                                # an enum's member is the process's own: BUILD may not alter it
+            for member, state in self.members.items():
+                if vars(member) != state:
+                    vars(member).clear()
+                    vars(member).update(state)
+                    raise pickle.UnpicklingError(f"a body may not alter {member!r}")
+
     def find_class(self, module: str, name: str) -> Any:
         found = self.classes.get((module, name)) or self.known.get((module, name))
         if found is None:
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
                             "classes=[…]), or all by classes=slim.ANY, if nobody else can write to the database")
+        if isinstance(found, _Sealed) and isinstance(found.real, enum.EnumMeta):
+            self.members |= {member: dict(vars(member)) for member in found.real}
         return found
 
 
