@@ -286,9 +286,10 @@ class _Unpickler(pickle.Unpickler):
 
     classes: Mapping[tuple[str, str], Any] = {}
     known = _MODERN
+    members: dict[Any, Any]
 
     def load(self) -> Any:
-        self.members = dict[Any, Any]()
+        self.members = {}
         try:
             return super().load()
         finally:                                                # an enum's member is the process's own: BUILD may not alter it
