@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import os
 import re
 import shlex
@@ -114,6 +115,14 @@ def test_sessions_and_commands_of_the_readme_run_as_shown(connect: dict[str, Any
     names["store"].close()
 
 
+def test_calls_are_as_the_readme_lists_them() -> None:
+    calls = re.findall(r"^\| `(?!len)(\w+)\((.*?)\)`", README, re.MULTILINE)
+    assert len(calls) > 10
+    for name, shown in calls:
+        _, *parameters = inspect.signature(getattr(slim.Datastore, name)).parameters.values()
+        assert shown == ", ".join(str(each.replace(annotation=each.empty, kind=each.POSITIONAL_OR_KEYWORD)) for each in parameters)
+
+
 def test_docstring_session_runs_as_shown(connect: dict[str, Any]) -> None:
     assert slim.__doc__
     names: dict[str, Any] = {"connect": connect}
@@ -169,6 +178,17 @@ def test_account_needs_no_more_than_the_readme_grants(
             assert application.delete(key) and len(application) == 0 == by_name.count(application)
     finally:
         sql(f"DROP USER {user}")
+
+
+def test_program_that_writes_in_transactions_learns_of_an_index(store: slim.Datastore, connect: dict[str, Any]) -> None:
+    """README: programs that are running need not be stopped or told."""
+    store.put({"id": "ann", "name": "Ann"})
+    with slim.Datastore(**connect) as administration:
+        by_name = administration.add_index(slim.Index("index_name", "name"))
+        with store.transaction():
+            store.put({"id": "ann", "name": "Anne"})
+            store.put({"id": "ben", "name": "Ben"})
+        assert [by_name.count(administration, name=name) for name in ("Ann", "Anne", "Ben")] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.words[0] == "tests/run"],
