@@ -16,6 +16,7 @@ import pprint
 import shlex
 import sys
 import sysconfig
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
@@ -213,10 +214,9 @@ def main(arguments: list[str]) -> int:
         return run([sys.executable, __file__, *arguments])
     server = Named(os.environ["SLIM_SERVER"])
     database = new_database(server)
-    names = {"slim": slim, "server": {**server.connect, "database": database}, "library": library,
+    names: dict[str, Any] = {"slim": slim, "server": {**server.connect, "database": database}, "library": library,
              "bar": functools.partial(tqdm, ncols=WIDTH, disable=None, leave=False),
-             "sql": functools.partial(print_rows, server, database)}
-    exec("import textwrap", names)
+             "sql": functools.partial(print_rows, server, database), "textwrap": textwrap}
     start = time.perf_counter()
     keep = False
     try:

@@ -89,8 +89,13 @@ def demonstration(server: Named, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     """The database that the demonstration leaves."""
     made: list[str] = []
     new_database = demo.new_database
+
+    def remembered(server: Named) -> str:
+        made.append(new_database(server))
+        return made[-1]
+
     monkeypatch.setenv("SLIM_SERVER", server.url)
-    monkeypatch.setattr(demo, "new_database", lambda server: made.append(new_database(server)) or made[-1])
+    monkeypatch.setattr(demo, "new_database", remembered)
     assert demo.main(["--keep"]) == 0
     yield made[-1]
     server.query(f"DROP DATABASE {made[-1]}")
@@ -213,9 +218,12 @@ def test_pip_installs_module_and_command(tmp_path: Path) -> None:
     for name in "MySQLdb", "mysqlclient-*.dist-info":           # the tests' own driver: it takes long to build another
         path, = Path(sysconfig.get_path("platlib")).glob(name)
         Path(library, path.name).symlink_to(path)
-    pip = [sys.executable, "-m", "pip", "--python", home / "bin" / "python", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "-q", "."], cwd=checkout, check=True)
-    at_home = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
-    version = subprocess.run([home / "bin" / "python", "-c", "import slim; print(slim.__version__, slim.__file__)"], **at_home)
-    assert version.stdout.split() == [slim.__version__, str(Path(library, "slim.py"))]
-    assert "schema" in subprocess.run([home / "bin" / "slim", "--help"], **at_home).stdout
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "--disable-pip-version-check",
+                    "install", "-q", "."], cwd=checkout, check=True)
+
+    def output(program: str, *arguments: str) -> str:
+        return subprocess.check_output([home / "bin" / program, *arguments], cwd=tmp_path, text=True)
+
+    told = output("python", "-c", "import slim; print(slim.__version__, slim.__file__)")
+    assert told.split() == [slim.__version__, str(Path(library, "slim.py"))]
+    assert "schema" in output("slim", "--help")
