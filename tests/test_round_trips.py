@@ -1,0 +1,69 @@
+"""What a call costs: round trips, counted by a proxy as packets of the client that ask for something."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from proxy import Proxy
+from server import Named
+
+import slim
+
+
+@pytest.fixture
+def proxy(server: Named) -> Iterator[Proxy]:
+    if "unix_socket" in server.connect:
+        pytest.fail("the proxy stands before a TCP port: name a server by host and port")
+    with Proxy(server.connect["host"], server.connect.get("port", 3306)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far(proxy: Proxy, connect: dict[str, Any]) -> Iterator[slim.Datastore]:
+    """A store behind the proxy, with an entity in it."""
+    with slim.Datastore(**{**connect, "host": "127.0.0.1", "port": proxy.port, "ssl_mode": "DISABLED"}) as store:
+        store.put({"id": "x", "p0": "bob"})
+        yield store
+
+
+@pytest.mark.parametrize("indexes", [0, 3, 10])
+def test_writes_are_one_round_trip_whatever_the_number_of_indexes(proxy: Proxy, far: slim.Datastore, indexes: int) -> None:
+    for number in range(indexes):
+        far.add_index(slim.Index(f"index_{number}", f"p{number}", unique=number == 2))
+    entity = {"id": "y", **{f"p{number}": "bob" for number in range(10)}}
+    for write in (lambda: far.put(entity), lambda: far.put({**entity, "p1": "amy"}), lambda: far.put({"p0": "new"}),
+                  lambda: far.put_many({**entity, "id": str(n), "p2": str(n)} for n in range(100)), lambda: far.delete("y")):
+        proxy.requests = 0
+        write()
+        assert proxy.requests == 1
+
+
+def test_conditional_writes_are_at_most_two(proxy: Proxy, far: slim.Datastore) -> None:
+    far.add_index(slim.Index("index_0", "p0"))
+    for write in (lambda: far.put({"id": "y"}, expect=0), lambda: far.put({"id": "x"}, expect=far_version),
+                  lambda: far.update("x", lambda entity: entity.update(n=1)), lambda: far.delete("y", expect=new_version)):
+        far_version, new_version = [getattr(far.get(id), "version", 0) for id in "xy"]
+        proxy.requests = 0
+        write()
+        assert 1 <= proxy.requests <= 2
+
+
+def test_reads_are_one_round_trip(proxy: Proxy, far: slim.Datastore) -> None:
+    by_name = far.add_index(slim.Index("index_0", "p0"))
+    far.put_many({"p0": "bob"} for _ in range(50))
+    ids = [entity["id"] for entity in far]
+    for read in (lambda: far.get("x"), lambda: far.get_many(ids), lambda: by_name.get_all(far, p0="bob"), lambda: far.get("nobody"),
+                 lambda: by_name.count(far, p0="bob"), lambda: list(by_name.find(far, {"p0": "bob"}, limit=20)), lambda: "x" in far,
+                 lambda: len(far)):
+        proxy.requests = 0
+        read()
+        assert proxy.requests == 1
+
+
+def test_a_query_is_one_round_trip_for_each_page_of_5000(proxy: Proxy, far: slim.Datastore) -> None:
+    by_name = far.add_index(slim.Index("index_0", "p0"))
+    far.put_many({"p0": "amy"} for _ in range(5_001))
+    proxy.requests = 0
+    assert len(by_name.get_all(far, p0="amy")) == 5_001
+    assert proxy.requests == 2
