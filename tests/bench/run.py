@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""What slim costs against the best that can be written by hand, against the way of 2009, and against what users would pick.
+
+    tests/run bench                     on every kind of server that can be started here, in some eight minutes
+    tests/run bench --long              more rounds, and up to a million entities; an hour or more
+    tests/run bench --millions 10       … up to ten million
+    tests/run bench --server mysql --part peers
+
+All take turns on one server, in short rounds; a ratio is slim's rate divided by the other's in the same round: above 1,
+slim is faster. Told are the median of the rounds, and in brackets their middle half. Servers run with default durability.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import documents  # noqa: E402
+import growth  # noqa: E402
+import MySQLdb  # noqa: E402
+import picture  # noqa: E402
+from contestants import Slim  # noqa: E402
+from floor import Floor, Unguarded  # noqa: E402
+from original import Original  # noqa: E402
+from peers import Dataset, DocumentStore, Peewee, SQLAlchemy  # noqa: E402
+from race import Job, race, ratio, table  # noqa: E402
+from server import Named, Server, kinds  # noqa: E402
+
+PARTS = "levels", "peers", "indexless", "real", "whole", "growth"
+STANDING = 4_000                # documents that stand before the clock starts
+BATCH = 1000                    # documents of a put_many
+GOALS = {"put, new id": .85, "put, replacing": .85, "put_many": .8, "get": .9, "find 20": .8, "scan": .8,
+         "put, 16 threads": .85, "get, 16 threads": .85}
+
+
+@contextmanager
+def contest(server: Named, classes: Sequence[type], standing: Sequence[dict[str, Any]],
+            indexed: bool = True) -> Iterator[list[Any]]:
+    """Contestants, each with a database of its own in which the documents stand."""
+    able = [each for each in classes if each.server in (None, server.kind)]  # type: ignore[attr-defined]
+    names = {each: f"slim_bench_{uuid.uuid4().hex}" for each in able}
+    x_port = getattr(server, "x_port", None)
+    if x_port is None:
+        able = [each for each in able if each is not DocumentStore]
+    made = []
+    try:
+        for each in able:
+            server.query(f"CREATE DATABASE {names[each]}")
+            made.append(each({**server.connect, "database": names[each]}, x_port, indexed))
+            for start in range(0, len(standing), BATCH):
+                made[-1].fill(standing[start:start + BATCH])
+        yield made
+    finally:
+        for contestant in made:
+            contestant.close()
+        for name in names.values():
+            server.query(f"DROP DATABASE IF EXISTS {name}")
+
+
+def jobs(standing: Sequence[dict[str, Any]], fresh: Callable[[int], list[dict[str, Any]]], times: int) -> list[Job]:
+    """All jobs, `times` as many rounds as the short form has."""
+    ids, users = [each["id"] for each in standing], sorted({each["user_id"] for each in standing})
+    few = [name for name in ("slim", "floor")]
+
+    def new(contestant: Any, _: int) -> list[Any]:
+        return [contestant.ready([document]) for document in fresh(8)]
+
+    def changed(contestant: Any, _: int) -> list[Any]:
+        return [contestant.ready([{**document, "likes": random.randrange(1 << 20)}]) for document in random.sample(standing, 8)]
+
+    def many(contestant: Any, _: int) -> list[Any]:
+        return [contestant.ready(fresh(BATCH))]
+
+    return [
+        Job("put, new id", "put", new, 25 * times),
+        Job("put, replacing", "replace", changed, 25 * times),
+        Job("put_many", "put_many", many, 9 * times, per_call=BATCH),
+        Job("get", "get", lambda _, __: random.sample(ids, 50), 40 * times),
+        Job("find 20", "find", lambda _, __: random.sample(users, 10), 40 * times, per_call=documents.USERS),
+        Job("scan", "scan", lambda _, __: [None], 0),
+        Job("put, 16 threads", "put", new, 8 * times, threads=16, against=few),
+        Job("get, 16 threads", "get", lambda _, __: random.sample(ids, 50), 12 * times, threads=16, against=few),
+    ]
+
+
+def compare(server: Named, title: str, classes: Sequence[type], standing: list[dict[str, Any]], make: Callable[[int], Any],
+            times: int, only: Sequence[str] = (), indexed: bool = True) -> dict[str, dict[str, Any]]:
+    """Prints a table, and returns {job: {contestant: Ratio}}."""
+    results: dict[str, dict[str, Any]] = {}
+    rows = []
+    with contest(server, classes, standing, indexed) as contestants:
+        for job in jobs(standing, make, times):
+            if only and job.name not in only:
+                continue
+            able = [each for each in contestants if job.against is None or each.name in job.against]
+            if job.name == "put_many":
+                able = [each for each in able if each.name != "2009"]       # has none
+            if job.name == "scan":
+                job = job._replace(rounds=5 * times, per_call=count(server, able[0]))
+                job = job._replace(make=lambda _, __: [()], method="scan_all")
+                for each in able:
+                    each.scan_all = lambda _, each=each: each.scan()
+            seconds = race(job, able)
+            slim = seconds.pop("slim")
+            results[job.name] = {name: ratio(slim, other) for name, other in seconds.items()}
+            rows.append([job.name, f"{statistics.median(slim) * 1e6:,.0f}", *(
+                str(results[job.name].get(each.name, "")) for each in contestants[1:])])
+    print(f"\n### {server.kind}: {title}\n")
+    print(table(["job", "slim, µs each", *(f"against {each.name}" for each in contestants[1:])], rows), flush=True)
+    for name, against in results.items():
+        if "floor" in against and against["floor"].middle < GOALS[name]:
+            print(f"under its goal: {name}, {against['floor'].middle:.2f} of the floor instead of {GOALS[name]}")
+    return results
+
+
+def count(server: Named, slim: Slim) -> int:
+    return int(server.query(f"SELECT COUNT(*) FROM {slim.connect['database']}.entities")[0][0])
+
+
+def whole(server: Named, times: int) -> None:
+    """populate and schema against a bare scan, and what the guard costs."""
+    standing = documents.synthetic(10 * STANDING)
+    with contest(server, [Slim, Floor], standing) as (slim, floor):
+        steps = {"scan by hand": floor.scan, "scan": slim.scan, "schema": slim.store.schema,
+                 "populate, all right": lambda: slim.indexes[0].populate(slim.store),
+                 "populate, all missing": lambda: refill(slim)}
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(3 * times):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - start)
+        base = statistics.median(seconds["scan by hand"])
+        print(f"\n### {server.kind}: over all of {len(standing):,} entities\n")
+        print(table(["step", "µs each", "times a scan by hand"], [
+            [name, statistics.median(times_) / len(standing) * 1e6, statistics.median(times_) / base]
+            for name, times_ in seconds.items()]), flush=True)
+    with contest(server, [Floor, Unguarded], standing[:STANDING]) as pair:
+        seconds = race(Job("guard", "put", lambda each, _: [each.ready([document]) for document in documents.synthetic(8)],
+                           60 * times), pair)
+        print(f"\nThe guard costs a put with three indexes {ratio(seconds[Unguarded.name], seconds[Floor.name])} times "
+              "its time without.", flush=True)
+
+
+def refill(slim: Slim) -> None:
+    """Fills an index anew. Emptied behind slim's back, so that nothing but populate is measured apart from the DELETE."""
+    connection = MySQLdb.connect(**slim.connect, autocommit=True)
+    connection.query("DELETE FROM index_city")
+    connection.close()
+    slim.indexes[1].populate(slim.store)
+
+
+def levels(real: list[dict[str, Any]]) -> None:
+    print("\n### zlib's level\n")
+    for title, found in ("real documents", random.sample(real, 2000)), ("synthetic documents", documents.synthetic(2000)):
+        print(table([f"level, {title}", "bytes", "µs to compress", "µs to decompress"], documents.levels(found)), end="\n\n")
+
+
+def bench(server: Named, options: argparse.Namespace, real: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    times, results = 4 if options.long else 1, {}
+    print(f"\n## {server.kind} {server.query('SELECT VERSION()')[0][0]}", flush=True)
+    if "peers" in options.part:
+        results = compare(server, "synthetic documents of 300 bytes, three indexes",
+                          [Slim, Floor, Original, DocumentStore, SQLAlchemy, Dataset], documents.synthetic(STANDING),
+                          documents.synthetic, times)
+    if "indexless" in options.part:
+        compare(server, "the same without indexes", [Slim, Floor, DocumentStore, SQLAlchemy, Peewee],
+                documents.synthetic(STANDING), documents.synthetic, times, ["put, new id", "put_many", "get"], False)
+    if "real" in options.part:
+        endless = itertools.cycle(real)
+        compare(server, "real documents, three indexes", [Slim, Floor, Original, *([DocumentStore] * options.long), SQLAlchemy],
+                real[:STANDING],
+                lambda number: [{**next(endless), "id": documents.ordered_id(n)} for n in range(number)], times,
+                ["put, new id", "put_many", "get"])
+    if "whole" in options.part:
+        whole(server, times)
+    if "growth" in options.part:
+        growth.show(server, options.sizes, contest)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("tests/run bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="four times the rounds, a million entities")
+    parser.add_argument("--millions", type=int, default=0, help="up to so many million entities")
+    parser.add_argument("--server", choices=["mysql", "mariadb"], help="on this kind alone")
+    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone; may be repeated")
+    options = parser.parse_args()
+    options.part = options.part or PARTS
+    options.sizes = [10_000, 100_000] + [1_000_000] * (options.long or options.millions > 0)
+    options.sizes += [options.millions * 1_000_000] * (options.millions > 1)
+    start, results, real = time.monotonic(), {}, documents.real()
+    print(f"# slim's benchmarks, on {os.cpu_count()} processors, Python {sys.version.split()[0]}")
+    if "levels" in options.part:
+        levels(real)
+    named = os.environ.get("SLIM_SERVER")
+    for server in [Named(named)] if named else (Server(kind) for kind in kinds() if options.server in (None, kind)):
+        with server:
+            results[server.kind] = bench(server, options, real)
+    if all(results.values()):
+        picture.draw(results, HERE / "bench.svg")
+        print(f"\nThe picture is {(HERE / 'bench.svg').relative_to(HERE.parent.parent)}.")
+    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
