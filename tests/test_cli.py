@@ -1,0 +1,208 @@
+"""`python -m slim`, run as a person or a script runs it."""
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import Named
+
+import slim
+
+SECRET = "s3cret-pa55word"
+ENTITIES = [{"id": "x", "user": "bob", "age": 30, "born": dt.date(1996, 2, 29)}, {"id": "y", "user": "amy", "age": 31},
+            {"id": "z", "user": "bób", "age": 32, "price": Decimal("1.50"), "data": b"\0\xff", "tags": {"a"}, "nested": {1: [None]}}]
+Slim = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def options(connect: dict[str, Any], tmp_path: Path) -> Path:
+    """An option file as MySQL's own client reads it."""
+    names = {"host": "host", "port": "port", "user": "user", "password": "password", "unix_socket": "socket"}
+    lines = [f"{names[name]}={value}" for name, value in connect.items() if name in names and value != ""]
+    path = tmp_path / "options.cnf"
+    path.write_text("\n".join(["[client]", *lines, ""]))
+    return path
+
+
+@pytest.fixture
+def filled(store: slim.Datastore) -> slim.Datastore:
+    store.add_index(slim.Index("index_user", "user"))
+    store.add_index(slim.Index("index_age", {"age": int, "user": str}))
+    store.put_many(ENTITIES)
+    return store
+
+
+@pytest.fixture
+def run(options: Path, database: str) -> Slim:
+    """run("get", "x") calls `python -m slim` on the test's database."""
+    def run(*words: str, before: tuple[str, ...] = (), **further: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "slim", f"--defaults-file={options}", *before, database, *words],
+                              text=True, timeout=60, **{"capture_output": True, **further})
+    return run
+
+
+def test_get_prints_an_entity_for_people(filled: slim.Datastore, run: Slim) -> None:
+    done = run("get", "x")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("x  version ") and first.endswith(" UTC")
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["id", "x"], ["user", "bob"], ["age", "30"], ["born", "datetime.date(1996, 2, 29)"]]
+
+
+def test_json_has_a_line_for_each_entity_and_a_form_for_what_json_cannot_say(filled: slim.Datastore, run: Slim) -> None:
+    done = run("find", "index_user", before=("--json",))
+    entities = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(entities, key=lambda entity: entity["id"]) == [
+        {"id": "x", "user": "bob", "age": 30, "born": {"date": "1996-02-29"}}, {"id": "y", "user": "amy", "age": 31},
+        {"id": "z", "user": "bób", "age": 32, "price": {"Decimal": "1.50"}, "data": {"bytes": "00ff"}, "tags": {"set": ["a"]},
+         "nested": {"1": [None]}}]
+
+
+@pytest.mark.parametrize("words, found", [
+    (["index_user", "user=bób"], "z"), (["index_user", "user=nobody"], ""), (["index_user", "user=bob,amy"], "xy"),
+    (["index_age", "age=31"], "y"), (["index_age", "age=31..", "--reverse"], "zy"), (["index_age", "age=..32"], "xy"),
+    (["index_age", "age=30..32", "user=bob"], "x"), (["index_age", "age=..", "--limit", "2"], "xy")])
+def test_find_takes_equality_ranges_and_one_of(filled: slim.Datastore, run: Slim, words: list[str], found: str) -> None:
+    done = run("find", *words, before=("--json",))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == list(found)
+
+
+def test_indexes_and_populate_show_and_repair(filled: slim.Datastore, run: Slim, sql: Callable[..., Any]) -> None:
+    filled.add_index(slim.Index("index_born", {"born": dt.date}, unique=True), populate=False)
+    assert [json.loads(line) for line in run("indexes", before=("--json",)).stdout.splitlines()][1] == {
+        "index": "index_born", "properties": {"born": "date"}, "unique": True, "populated": False}
+    assert "not populated" in run("indexes").stdout
+    assert run("populate", "index_born").stdout.startswith("1 ")
+    sql("DELETE FROM index_user WHERE user = 'bob'")
+    assert json.loads(run("populate", "index_user", before=("--json",)).stdout) == {"changed": 1}
+    assert json.loads(run("populate", "index_user", before=("--json",)).stdout) == {"changed": 0}
+    assert "not populated" not in run("indexes").stdout
+
+
+def test_schema_fits_80_columns_and_is_json_too(filled: slim.Datastore, run: Slim) -> None:
+    done = run("schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("3 entities") and max(map(len, done.stdout.splitlines())) <= 80
+    shapes = [json.loads(line) for line in run("schema", before=("--json",)).stdout.splitlines()]
+    assert sum(shape["entities"] for shape in shapes) == 3
+    assert run("schema", "--limit", "1").stdout.startswith("1 entities")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["get", "nobody"], "nobody"), (["find", "no_such_index", "a=b"], "index_user"), (["find", "index_user", "age=1"], "user"),
+    (["find", "index_user", "user"], "key=value"), (["find", "index_age", "age=old"], "old"), (["populate", "nothing"], "nothing"),
+    (["get", "x" * 37], "36")])
+def test_failure_is_one_line_on_standard_error_and_status_1(
+        filled: slim.Datastore, run: Slim, words: list[str], message: str) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["no_such_verb"], ["get"], ["schema", "--limit", "many"], ["find"]])
+def test_wrong_call_is_status_2_and_shows_the_usage(run: Slim, words: list[str]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: slim")
+
+
+def test_no_server_and_wrong_password_are_one_line_without_the_password(run: Slim) -> None:
+    for before in (("-h", "127.0.0.1", "-P", "1"), ("-u", "nobody_at_all", f"-p{SECRET}"), (f"--password={SECRET}", "--user=nobody_at_all")):
+        done = run("schema", before=before)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1
+        assert SECRET not in done.stderr
+
+
+def test_help_names_every_verb() -> None:
+    done = subprocess.run([sys.executable, "-m", "slim", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("schema", "get", "find", "indexes", "populate", "--defaults-file", "--json"))
+
+
+def test_options_are_those_of_mysqls_own_client(filled: slim.Datastore, connect: dict[str, Any], server: Named, database: str) -> None:
+    where = ["-S", connect["unix_socket"]] if "unix_socket" in connect else ["-h", connect["host"], "-P", str(connect.get("port", 3306))]
+    own = [f"-p{connect['password']}"] if connect["password"] else []
+    done = subprocess.run([sys.executable, "-m", "slim", *where, "-u", connect["user"], *own, "--json", database, "get", "y"],
+                          capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["user"] == "amy"
+
+
+def test_option_file_in_the_home_directory_is_read(filled: slim.Datastore, options: Path, database: str) -> None:
+    options.rename(options.parent / ".my.cnf")
+    done = subprocess.run([sys.executable, "-m", "slim", database, "get", "y"], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "HOME": str(options.parent)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "amy" in done.stdout
+
+
+def test_reader_that_goes_away_ends_it_quietly(store: slim.Datastore, options: Path, database: str) -> None:
+    store.add_index(slim.Index("index_user", "user"))
+    store.put_many({"user": "bob", "text": "x" * 200} for _ in range(3_000))
+    with subprocess.Popen([sys.executable, "-m", "slim", f"--defaults-file={options}", database, "find", "index_user"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def on_terminal(*words: str, answer: str = "", **env: str) -> str:
+    """What is shown on a terminal by the command, which must succeed; answer: what is typed at its first prompt."""
+    status, shown = -1, b""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.update(TERM="xterm", **env)
+        os.execv(sys.executable, [sys.executable, "-m", "slim", *words])
+    try:
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+            if answer and shown.endswith(b"password: "):
+                os.write(terminal, f"{answer}\n".encode())
+                answer = ""
+    except OSError:                                             # Linux says so at the end
+        pass
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+    assert status == 0, shown
+    return shown.decode()
+
+
+def test_colour_is_for_terminals_and_never_with_no_color(filled: slim.Datastore, options: Path, run: Slim, database: str) -> None:
+    words = f"--defaults-file={options}", database, "get", "x"
+    assert "\033[" in on_terminal(*words)
+    assert "\033[" not in on_terminal(*words, NO_COLOR="1")
+    assert "\033[" not in run("get", "x").stdout
+
+
+def test_progress_bar_is_for_terminals(filled: slim.Datastore, options: Path, run: Slim, database: str) -> None:
+    assert "3/3" in on_terminal(f"--defaults-file={options}", database, "populate", "index_user")
+    assert run("populate", "index_user").stderr == ""
+
+
+@pytest.fixture
+def secretive(server: Named, database: str) -> Iterator[str]:
+    """An account with a password."""
+    server.query(f"CREATE USER 'slim_cli'@'%' IDENTIFIED BY '{SECRET}'")
+    server.query(f"GRANT ALL ON {database}.* TO 'slim_cli'@'%'")
+    yield "slim_cli"
+    server.query(f"DROP USER 'slim_cli'@'%'")
+
+
+def test_password_option_alone_asks_and_shows_nothing_of_it(
+        filled: slim.Datastore, options: Path, database: str, secretive: str) -> None:
+    shown = on_terminal(f"--defaults-file={options}", "-u", secretive, "-p", database, "get", "x", answer=SECRET)
+    assert "bob" in shown and SECRET not in shown

@@ -1,0 +1,96 @@
+"""A scan is one consistent picture, in the order of the puts, however much is written meanwhile and however large it is."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from server import Named
+
+import slim
+
+
+def test_scan_gives_every_entity_once_oldest_put_first(store: slim.Datastore) -> None:
+    store.put_many({"id": id} for id in "abc")
+    store.put({"id": "a"})
+    assert [entity["id"] for entity in store.scan()] == [entity["id"] for entity in store] == ["b", "c", "a"]
+
+
+def test_scan_of_nothing_is_empty(store: slim.Datastore) -> None:
+    assert list(store) == []
+
+
+def test_scan_shows_the_moment_when_it_began_while_its_thread_writes(store: slim.Datastore) -> None:
+    store.put_many({"id": f"{n:04}", "n": 0} for n in range(2_000))
+    scan = store.scan()
+    store.put({"id": "new"})
+    seen = []
+    for entity in scan:
+        seen.append((entity["id"], entity["n"]))
+        if int(entity["id"]) % 100 == 0:
+            store.put({**entity, "n": 1})                       # it would come once more, at the end
+            store.delete(f"{int(entity['id']) + 50:04}")
+    assert seen == [(f"{n:04}", 0) for n in range(2_000)]
+    assert len(store) == 2_000 - 20 + 1
+
+
+def test_scan_inside_a_transaction_shows_what_is_committed(store: slim.Datastore) -> None:
+    store.put({"id": "a"})
+    with store.transaction():
+        store.put({"id": "b"})
+        assert [entity["id"] for entity in store] == ["a"]
+    assert [entity["id"] for entity in store] == ["a", "b"]
+
+
+def test_scan_that_is_given_up_leaves_no_connection_open(server: Named, store: slim.Datastore, database: str) -> None:
+    def connections() -> int:
+        return int(server.query("SELECT COUNT(*) FROM information_schema.processlist WHERE db = %s", [database])[0][0])
+
+    store.put_many({} for _ in range(1_000))
+    before = connections()
+    for _ in range(3):
+        scan = store.scan()
+        next(scan)
+        assert connections() == before + 1
+        scan.close()                                            # type: ignore[attr-defined]
+        while connections() > before:                           # the server takes its time to notice
+            pass
+
+
+def test_scan_shows_its_progress(store: slim.Datastore) -> None:
+    totals = []
+
+    def progress(entities: Any, *, total: int) -> Any:
+        totals.append(total)
+        return entities
+
+    store.put_many({} for _ in range(3))
+    assert len(list(store.scan(progress=progress))) == 3
+    assert totals == [3]
+
+
+CHILD = """
+import json, resource, sys
+import slim
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10     # MiB
+
+with slim.Datastore(**json.loads(sys.argv[1])) as store:
+    store.put_many({"n": n, "text": "x" * 200} for n in range(5_000))
+    assert sum(1 for _ in store) == 5_000
+    before = peak()
+    store.put_many({"n": n, "text": "x" * 200} for n in range(5_000, 100_000))
+    put = peak()
+    total = sum(entity["n"] for entity in store)
+    print(json.dumps([total, before, put, peak()]))
+"""
+
+
+def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(connect: dict[str, Any]) -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(connect)], capture_output=True, text=True, timeout=250)
+    assert (done.returncode, done.stderr) == (0, "")
+    total, before, put, scanned = json.loads(done.stdout)
+    assert total == sum(range(100_000))
+    assert scanned - before <= 16, (before, put, scanned)       # MiB; the entities themselves have over 60
