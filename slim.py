@@ -293,8 +293,8 @@ class _Unpickler(pickle.Unpickler):
         try:
             return super().load()
         finally:                                                # an enum's member is the process's own: BUILD may not alter it
-            for member, state in self.members.items():
-                if vars(member) != state:
+            for member in self.members:
+                if vars(member) != (state := self.members[member]):
                     vars(member).clear()
                     vars(member).update(state)
                     raise pickle.UnpicklingError(f"a body may not alter {member!r}")
@@ -305,7 +305,7 @@ class _Unpickler(pickle.Unpickler):
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
                             "classes=[…]), or all by classes=slim.ANY, if nobody else can write to the database")
         if isinstance(found, _Sealed) and isinstance(found.real, enum.EnumMeta):
-            self.members |= {member: dict(vars(member)) for member in found.real}
+            self.members |= {member: dict(vars(member)) for member in list[Any](found.real)}
         return found
 
 
@@ -565,6 +565,8 @@ class Index:
 
     def drop(self, datastore: Datastore) -> None:
         """Drops the table, if it stands."""
+        datastore._refresh()
+        datastore._rename()                                     # waits for transactions that know the table
         datastore._read(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
         datastore._refresh()
 
@@ -681,6 +683,7 @@ class _Local(threading.local):
     depth = 0                                                   # of transaction()
     doomed = False                                              # a call in the transaction failed: no way but back
     committing = False                                          # a packet was sent that ends with COMMIT
+    answered = False                                            # its first statement went through
 
 
 class Datastore:
@@ -1078,6 +1081,8 @@ class Datastore:
             except BaseException as error:
                 code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
                 if local.depth:
+                    if code == ER.NO_SUCH_TABLE and not local.answered and self._refresh().stamp() != known.stamp():
+                        continue                                # the guard was renamed, and nothing of the packet was done
                     local.doomed = local.doomed or code is not None or isinstance(error, Duplicate)
                     raise
                 local.doomed = False
@@ -1114,8 +1119,9 @@ class Datastore:
 
     def _send(self, connection: Connection, *statements: bytes) -> list[tuple[int, Any]]:
         """One round trip. Returns (rows affected, rows of the result) of each statement; an error ends the packet."""
+        self._local.answered = False
         connection.query(b";".join(statements))
-        results = []
+        self._local.answered, results = True, []
         while True:
             result = connection.store_result()
             results.append((connection.affected_rows(), result.fetch_row(0) if result else ()))
