@@ -1,0 +1,163 @@
+"""A client under load that notes what it was told, as a process that may be killed, and the audit of its notes.
+
+A client has entities of its own, which nobody else writes, and fights with the others for a few hot ones. Each call is
+noted before it is made, and when it has returned: so a write that is noted as done was acknowledged, and of the last
+one of a client that was killed it is not known.
+"""
+from __future__ import annotations
+
+import collections
+import itertools
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import MySQLdb
+from check import queries
+
+import slim
+
+OWN, HOT = 6, 3                                     # entities of each client, and of all
+VERBS = "put", "delete", "update", "expect", "many", "transaction", "hot put", "hot update", "hot delete"
+INDEXES = [slim.Index("index_user", "user"), slim.Index("index_place", ["country", "city"]),
+           slim.Index("index_number", {"number": int}), slim.Index("index_mark", "mark", unique=True)]
+
+CONTEXT = multiprocessing.get_context("forkserver")             # no threads, whose locks a fork would copy as they are
+CONTEXT.set_forkserver_preload(["pytest", "load"])
+
+Writes = dict[str, "str | None"]                    # what a call writes: {id: mark}, None where it deletes
+
+
+def whole(id: str, mark: str) -> dict[str, Any]:
+    """The entity that carries this mark, the same in all processes; 100 bytes to 20 kB."""
+    dice = random.Random(f"{id} {mark}")
+    return {"id": id, "mark": f"{id} {mark}", "user": dice.choice([None, "bob", "Bob", "ann"]), "number": dice.randrange(5),
+            **({"country": dice.choice("ab"), "city": mark} if dice.random() < 0.7 else {}),
+            "blob": dice.randbytes(dice.choice([0, 300, 20_000]))}
+
+
+def start(connect: dict[str, Any], name: str, notes: Path) -> BaseProcess:
+    """A client that works until it is killed, or the file `stop` stands beside its notes."""
+    client = CONTEXT.Process(target=work, args=(connect, name, notes), daemon=True)
+    client.start()
+    return client
+
+
+def work(connect: dict[str, Any], name: str, notes: Path) -> None:
+    dice = random.Random(name)
+    with slim.Datastore(**connect) as store, open(notes / name, "ab", buffering=0) as file:
+        for number in itertools.count():
+            if (notes / "stop").exists():
+                return
+            verb, mark = dice.choice(VERBS), f"{name}-{number}"
+            writes = planned(dice, verb, name, mark)
+            file.write(f"{number}\tbegin\t{writes!r}\n".encode())           # one write(2): SIGKILL does not tear it
+            try:
+                outcome = "done" if call(store, verb, writes) else "not"
+            except slim.Conflict:
+                outcome = "not"
+            except MySQLdb.OperationalError as error:                       # the server, or a deadlock in a transaction
+                outcome = resolve(store, name, writes)
+                file.write(f"{number}\terror\t{verb}: {error}\n".encode())
+            file.write(f"{number}\t{outcome}\n".encode())
+
+
+def planned(dice: random.Random, verb: str, name: str, mark: str) -> Writes:
+    own = [f"{name}.{n}" for n in dice.sample(range(OWN), 3)]
+    if verb.startswith("hot"):
+        return {f"hot.{dice.randrange(HOT)}": None if verb == "hot delete" else mark}
+    if verb in ("many", "transaction"):
+        return {own[0]: mark, own[1]: mark, own[2]: None if verb == "transaction" else mark}
+    return {own[0]: None if verb == "delete" else mark}
+
+
+def call(store: slim.Datastore, verb: str, writes: Writes) -> bool:
+    """Makes the writes by the verb. Whether they are done, then."""
+    (id, mark), *_ = writes.items()
+    if verb.endswith("put"):
+        store.put(whole(id, str(mark)))
+    elif verb.endswith("delete"):
+        store.delete(id)
+    elif verb.endswith("update"):
+        store.update(id, lambda entity: replace(entity, whole(id, str(mark))), default={})
+    elif verb == "expect":
+        found = store.get(id)
+        store.put(whole(id, str(mark)), expect=found.version if found else 0)
+    elif verb == "many":
+        store.put_many(whole(id, str(mark)) for id, mark in writes.items())
+    else:
+        with store.transaction():
+            for id, mark in writes.items():
+                store.put(whole(id, mark)) if mark else store.delete(id)
+    return True
+
+
+def replace(entity: slim.Entity, by: dict[str, Any]) -> None:
+    entity.clear()
+    entity.update(by)
+
+
+def resolve(store: slim.Datastore, name: str, writes: Writes) -> str:
+    """Whether a call that raised was done after all, as the client's own entities tell."""
+    if any(id.startswith("hot") for id in writes):
+        return "unknown"
+    found = store.get_many(writes)
+    done = {(found[id]["mark"] if id in found else None) == (f"{id} {mark}" if mark else None) for id, mark in writes.items()}
+    return "unknown" if not any(writes.values()) else "half" if len(done) > 1 else "done" if done.pop() else "not"
+
+
+class Audit:
+    """What the notes of all clients say, held against what the database has.
+
+    done: how many calls were acknowledged; unknown: how many neither returned nor could be resolved by reading;
+    errors: what calls raised, by its text; wrong: acknowledged writes that are lost, done twice or bent.
+    """
+
+    def __init__(self, connect: dict[str, Any], notes: Path) -> None:
+        self.done, self.unknown, self.errors, self.wrong = 0, 0, collections.Counter[str](), list[str]()
+        with queries(connect) as query:
+            self.bodies = dict(query("SELECT id, body FROM entities"))
+            self.history = collections.Counter((id, slim.decode(body)["mark"]) for id, body in query(
+                "SELECT id, body FROM entities_history"))
+        for file in sorted(notes.iterdir()):
+            self._audit(file.name, list(self._calls(file)))
+        self.wrong += [f"{id} has {mark} twice" for (id, mark), count in self.history.items() if count > 1]
+
+    def _calls(self, file: Path) -> Iterator[tuple[Writes, str]]:
+        writes: Writes = {}
+        for line in file.read_text().splitlines():
+            _, word, *rest = line.split("\t")
+            if word == "begin":
+                if writes:
+                    yield writes, "unknown"
+                writes = eval(rest[0])                          # of our own dictionaries of strings
+            elif word == "error":
+                self.errors[rest[0]] += 1
+            else:
+                yield writes, word
+                writes = {}
+        if writes:
+            yield writes, "unknown"
+
+    def _audit(self, name: str, calls: list[tuple[Writes, str]]) -> None:
+        possible: list[dict[str, str | None]] = [{}]            # states of this client's own entities
+        for writes, outcome in calls:
+            self.done += outcome == "done"
+            self.unknown += outcome == "unknown"
+            if outcome == "half":
+                self.wrong.append(f"{name} saw a half of {writes}")
+            for id, mark in writes.items():
+                count = self.history[id, f"{id} {mark}"]
+                if mark and (count != 1 if outcome == "done" else count > (outcome == "unknown")):
+                    self.wrong.append(f"{id}: history has {mark} {count} times, and it was {outcome}")
+            if not any(id.startswith("hot") for id in writes):
+                after = [{**state, **writes} for state in possible]
+                possible = after if outcome == "done" else possible + after if outcome == "unknown" else possible
+        own = [f"{name}.{n}" for n in range(OWN)]
+        found = {id: slim.decode(self.bodies[id]) for id in own if id in self.bodies}
+        if all(found != {id: whole(id, mark) for id, mark in state.items() if mark} for state in possible):
+            self.wrong.append(f"{name} has {found}, which is none of what it was told: {possible}")
