@@ -427,7 +427,7 @@ class _Type:
 
     def __init__(self, declared: Any) -> None:
         self.sql: Any = SQL_TYPES.get(declared, declared) if isinstance(declared, type) else declared
-        parts = _TYPE.fullmatch(re.sub(r"\s*([(,)])\s*", r"\1", self.sql)) if isinstance(self.sql, str) else None
+        parts = _TYPE.fullmatch(re.sub(r"\s*([(,])\s*|\s+(?=\))", r"\1", self.sql)) if isinstance(self.sql, str) else None
         if not parts or parts[1].lower() not in _KINDS:
             raise TypeError(f"{declared!r} is no type for a property; take one of {', '.join(cls.__name__ for cls in SQL_TYPES)}, "
                             f"or as a string one of {', '.join(_KINDS)}")
