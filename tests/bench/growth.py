@@ -180,6 +180,7 @@ def memory(server: Named, count: int) -> None:
 
 def watch(connect: dict[str, Any], count: int) -> None:
     with slim.Datastore(**connect, indexes=[slim.Index("index_user_id", "user_id")]) as store:
+        print("start", 0, peak(), sep=",")
         for part in count // 10, count - count // 10:
             store.put_many(stream(part))
             print("put_many", len(store), peak(), sep=",")

@@ -54,7 +54,11 @@ def run(function: Callable[[Any], Any], shares: Sequence[Calls]) -> float:
     barrier = threading.Barrier(len(shares), timeout=60)
 
     def thread(share: Calls) -> tuple[float, float]:
-        work(function, share[:1])
+        try:
+            work(function, share[:1])
+        except BaseException:
+            barrier.abort()
+            raise
         barrier.wait()
         start = time.perf_counter()
         work(function, share)
