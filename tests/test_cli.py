@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +22,8 @@ import slim
 
 SECRET = "s3cret-pa55word"
 ENTITIES = [{"id": "x", "user": "bob", "age": 30, "born": dt.date(1996, 2, 29)}, {"id": "y", "user": "amy", "age": 31},
-            {"id": "z", "user": "bób", "age": 32, "price": Decimal("1.50"), "data": b"\0\xff", "tags": {"a"}, "nested": {1: [None]}}]
+            {"id": "z", "user": "bób", "age": 32, "price": Decimal("1.50"), "data": b"\0\xff", "tags": {"a"},
+             "nested": {1: [None]}}]
 Slim = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -118,7 +122,8 @@ def test_wrong_call_is_status_2_and_shows_the_usage(run: Slim, words: list[str])
 
 
 def test_no_server_and_wrong_password_are_one_line_without_the_password(run: Slim) -> None:
-    for before in (("-h", "127.0.0.1", "-P", "1"), ("-u", "nobody_at_all", f"-p{SECRET}"), (f"--password={SECRET}", "--user=nobody_at_all")):
+    for before in (("-h", "127.0.0.1", "-P", "1"), ("-u", "nobody_at_all", f"-p{SECRET}"),
+                   (f"--password={SECRET}", "--user=nobody_at_all")):
         done = run("schema", before=before)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1
@@ -131,8 +136,10 @@ def test_help_names_every_verb() -> None:
     assert all(verb in done.stdout for verb in ("schema", "get", "find", "indexes", "populate", "--defaults-file", "--json"))
 
 
-def test_options_are_those_of_mysqls_own_client(filled: slim.Datastore, connect: dict[str, Any], server: Named, database: str) -> None:
-    where = ["-S", connect["unix_socket"]] if "unix_socket" in connect else ["-h", connect["host"], "-P", str(connect.get("port", 3306))]
+def test_options_are_those_of_mysqls_own_client(filled: slim.Datastore, connect: dict[str, Any], database: str) -> None:
+    where = ["-h", connect["host"], "-P", str(connect.get("port", 3306))]
+    if "unix_socket" in connect:
+        where = ["-S", connect["unix_socket"]]
     own = [f"-p{connect['password']}"] if connect["password"] else []
     done = subprocess.run([sys.executable, "-m", "slim", *where, "-u", connect["user"], *own, "--json", database, "get", "y"],
                           capture_output=True, text=True, timeout=60)
@@ -164,6 +171,7 @@ def on_terminal(*words: str, answer: str = "", **env: str) -> str:
     status, shown = -1, b""
     child, terminal = pty.fork()
     if child == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         os.environ.update(TERM="xterm", **env)
         os.execv(sys.executable, [sys.executable, "-m", "slim", *words])
     try:
@@ -199,7 +207,7 @@ def secretive(server: Named, database: str) -> Iterator[str]:
     server.query(f"CREATE USER 'slim_cli'@'%' IDENTIFIED BY '{SECRET}'")
     server.query(f"GRANT ALL ON {database}.* TO 'slim_cli'@'%'")
     yield "slim_cli"
-    server.query(f"DROP USER 'slim_cli'@'%'")
+    server.query("DROP USER 'slim_cli'@'%'")
 
 
 def test_password_option_alone_asks_and_shows_nothing_of_it(

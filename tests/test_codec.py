@@ -19,14 +19,17 @@ from hypothesis import strategies as st
 import slim
 
 hashables = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary() | st.decimals().filter(lambda number: not number.is_snan())
+    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
+    | st.decimals().filter(lambda number: not number.is_snan())
     | st.fractions() | st.uuids() | st.ip_addresses() | st.dates() | st.times() | st.timedeltas() | st.datetimes()
     | st.datetimes(timezones=st.timezones()) | st.datetimes(timezones=st.just(dt.timezone(dt.timedelta(hours=5.5))))
     | st.builds(pathlib.PurePosixPath, st.text("ab/.")) | st.builds(pathlib.PureWindowsPath, st.text("ab.")))
 values = st.recursive(hashables | st.binary().map(bytearray), lambda inner: (
-    st.lists(inner) | st.lists(inner).map(tuple) | st.lists(inner).map(collections.deque) | st.dictionaries(hashables, inner)
+    st.lists(inner) | st.lists(inner).map(tuple) | st.lists(inner).map(collections.deque)
+    | st.dictionaries(hashables, inner)
     | st.dictionaries(st.text(), inner).map(collections.OrderedDict) | st.sets(hashables) | st.frozensets(hashables)
-    | st.text().map(collections.Counter) | st.dictionaries(st.text(), inner).map(lambda items: collections.defaultdict(list, items))), max_leaves=12)
+    | st.text().map(collections.Counter)
+    | st.dictionaries(st.text(), inner).map(lambda items: collections.defaultdict(list, items))), max_leaves=12)
 
 
 def typed(value: Any) -> Any:
@@ -87,8 +90,8 @@ PYTHON_2: dict[int, bytes] = {              # pickle.dumps(…, protocol) of Pyt
        b"U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
        b"(]q\x07h\x05atq\x08Rq\tU\x04whencdatetime\ndatetime\nq\n(U\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0btq\x0cRq\r"
        b"U\x03daycdatetime\ndate\nq\x0e(U\x04\x07\xd9\x02\x1bq\x0ftq\x10Rq\x11u.",
-    2: b"\x80\x02}q\x00(U\x02idq\x01U\x01xq\x02U\x01nK\x05U\x03big\x8a\x09\0\0\x10c-^\xc7k\x05U\x01fG\x3f\xf8\0\0\0\0\0\0U\x03yes\x88"
-       b"U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
+    2: b"\x80\x02}q\x00(U\x02idq\x01U\x01xq\x02U\x01nK\x05U\x03big\x8a\x09\0\0\x10c-^\xc7k\x05U\x01fG\x3f\xf8\0\0\0\0\0\0"
+       b"U\x03yes\x88U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
        b"]q\x07h\x05a\x85q\x08Rq\tU\x04whencdatetime\ndatetime\nq\nU\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0b\x85q\x0cRq\r"
        b"U\x03daycdatetime\ndate\nq\x0eU\x04\x07\xd9\x02\x1bq\x0f\x85q\x10Rq\x11u.",
 }

@@ -103,7 +103,8 @@ TYPED: list[tuple[Any, list[Any]]] = [
     (uuid.UUID, [uuid.UUID(int=0), uuid.UUID(int=1), uuid.UUID(int=2**128 - 1)]),
     ("VARCHAR(500)", ["x" * 192, "x" * 500]), ("CHAR(3)", ["", "a", "abc"]), ("VARBINARY(300)", [b"x" * 300]),
     ("BINARY(4)", [b"\0\0\0\0", b"abcd"]), ("TINYINT", [-128, 127]), ("SMALLINT UNSIGNED", [0, 65535]),
-    ("INT", [-2**31, 2**31 - 1]), ("BIGINT UNSIGNED", [0, 2**64 - 1]), ("DECIMAL(10, 2)", [Decimal("-1.25"), Decimal("99999999.99")]),
+    ("INT", [-2**31, 2**31 - 1]), ("BIGINT UNSIGNED", [0, 2**64 - 1]),
+    ("DECIMAL(10, 2)", [Decimal("-1.25"), Decimal("99999999.99")]),
     ("DATETIME", [dt.datetime(2009, 2, 27, 12)]), ("double", [1.5]),
 ]
 
@@ -132,14 +133,15 @@ def test_time_with_a_zone_is_found_by_the_moment_it_means(store: slim.Datastore)
 
 WRONG: list[tuple[Any, Any, type[Exception]]] = [
     (str, 1, TypeError), (str, b"x", TypeError), (int, "1", TypeError), (int, True, TypeError), (int, 1.0, TypeError),
-    (float, "1", TypeError), (bool, 1, TypeError), (bytes, "x", TypeError), (Decimal, 1.5, TypeError), (dt.date, "2009-02-27", TypeError),
+    (float, "1", TypeError), (bool, 1, TypeError), (bytes, "x", TypeError), (Decimal, 1.5, TypeError),
+    (dt.date, "2009-02-27", TypeError),
     (dt.date, dt.datetime(2009, 2, 27), TypeError), (dt.datetime, dt.date(2009, 2, 27), TypeError), (uuid.UUID, "x", TypeError),
     (str, ["x"], TypeError), (str, {}, TypeError),
     (str, "x" * 192, ValueError), (str, "\ud800", ValueError), (int, 2**63, ValueError), (float, float("nan"), ValueError),
     (float, float("inf"), ValueError), (bytes, b"x" * 192, ValueError), (Decimal, Decimal("1e-31"), ValueError),
     (Decimal, Decimal("NaN"), ValueError), (Decimal, Decimal("1e36"), ValueError), ("VARCHAR(5)", "abcdef", ValueError),
-    ("TINYINT", 128, ValueError), ("INT UNSIGNED", -1, ValueError), ("CHAR(3)", "a ", ValueError), ("BINARY(4)", b"abc", ValueError),
-    ("DATETIME", dt.datetime(2009, 1, 1, 1, 1, 1, 1), ValueError),
+    ("TINYINT", 128, ValueError), ("INT UNSIGNED", -1, ValueError), ("CHAR(3)", "a ", ValueError),
+    ("BINARY(4)", b"abc", ValueError), ("DATETIME", dt.datetime(2009, 1, 1, 1, 1, 1, 1), ValueError),
 ]
 
 
@@ -172,8 +174,8 @@ def test_property_that_the_index_does_not_have_is_a_clear_error(store: slim.Data
 @pytest.mark.parametrize("table, properties, kind", [
     ("index_x", [], ValueError), ("index_x", ["a", "a"], ValueError), ("index_x", ["a", "A"], ValueError), ("", "a", ValueError),
     ("index_x", "", ValueError), ("index_x", "entity_id", ValueError), ("entities", "a", ValueError), ("x" * 65, "a", ValueError),
-    ("index_x", "a\0", ValueError), ("index_x", "a ", ValueError), ("index_x", "🙂", ValueError), ("index_x", {"a": list}, TypeError),
-    ("index_x", {"a": "JSON"}, TypeError), ("index_x", {"a": "INT) --"}, TypeError), ("index_x", {"a": None}, TypeError)])
+    ("index_x", "a\0", ValueError), ("index_x", "a ", ValueError), ("index_x", "🙂", ValueError),
+    ("index_x", {"a": list}, TypeError), ("index_x", {"a": "JSON"}, TypeError), ("index_x", {"a": "INT) --"}, TypeError), ("index_x", {"a": None}, TypeError)])
 def test_index_that_cannot_be_is_refused_before_any_server_is_asked(table: str, properties: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         slim.Index(table, properties)

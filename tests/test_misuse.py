@@ -37,8 +37,10 @@ def test_bad_id(store: slim.Datastore, unchanged: slim.Index, id: Any, kind: typ
     entity = {"id": id, "user": "bob"}
     before = dict(entity)
     calls: list[Callable[[], Any]] = [
-        lambda: store.put(entity), lambda: store.put_many([{"id": "z"}, entity]), lambda: store.get(id), lambda: store.get_many(["x", id]),
-        lambda: store.delete(id), lambda: store.update(id, lambda old: None), lambda: id in store, lambda: unchanged.put(store, entity)]
+        lambda: store.put(entity), lambda: store.put_many([{"id": "z"}, entity]), lambda: store.get(id),
+        lambda: store.get_many(["x", id]),
+        lambda: store.delete(id), lambda: store.update(id, lambda old: None), lambda: id in store,
+        lambda: unchanged.put(store, entity)]
     for call in calls:
         with pytest.raises(kind, match=message):
             call()
@@ -57,7 +59,8 @@ class Unreadable:
         raise ZeroDivisionError("in the value's own code")
 
 
-@pytest.mark.parametrize("value", [lambda: None, (n for n in [1]), io.BytesIO(), Unreadable(), open, type], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("value", [lambda: None, (n for n in [1]), io.BytesIO(), Unreadable(), open, type],
+                         ids=lambda v: type(v).__name__)
 def test_value_that_cannot_be_stored_leaves_the_dictionary_as_it_was(
         store: slim.Datastore, unchanged: slim.Index, value: Any) -> None:
     entity = {"user": "bob", "value": value}
@@ -115,10 +118,14 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
     store.close()
     store.close()
     calls: list[Callable[[], Any]] = [
-        lambda: store.put({}), lambda: store.put_many([{}]), lambda: store.get("x"), lambda: store.get_many(["x"]), lambda: store.delete("x"),
-        lambda: store.update("x", lambda old: None), lambda: store.transaction().__enter__(), lambda: list(store), lambda: len(store),
-        lambda: "x" in store, lambda: store.history("x"), lambda: store.schema(), lambda: store.indexes, lambda: store.add_index(index),
-        lambda: store.remove_index(index), lambda: index.get_all(store, user="bob"), lambda: index.count(store), lambda: index.populate(store)]
+        lambda: store.put({}), lambda: store.put_many([{}]), lambda: store.get("x"), lambda: store.get_many(["x"]),
+        lambda: store.delete("x"),
+        lambda: store.update("x", lambda old: None), lambda: store.transaction().__enter__(), lambda: list(store),
+        lambda: len(store),
+        lambda: "x" in store, lambda: store.history("x"), lambda: store.schema(), lambda: store.indexes,
+        lambda: store.add_index(index), lambda: store.remove_index(index), lambda: index.get_all(store, user="bob"),
+        lambda: index.count(store),
+        lambda: index.populate(store)]
     for call in calls:
         with pytest.raises(slim.Error, match="closed"):
             call()
@@ -151,7 +158,9 @@ def test_password_is_in_no_message_repr_or_log(
     server.query(f"CREATE USER 'slim_secret'@'%' IDENTIFIED BY '{SECRET}'")
     try:
         server.query(f"GRANT ALL ON {connect['database']}.* TO 'slim_secret'@'%'")
-        known = {**connect, "user": "slim_secret", "password": SECRET} | ({"ssl_mode": "PREFERRED"} if server.kind == "mysql" else {})
+        known = {**connect, "user": "slim_secret", "password": SECRET}
+        if server.kind == "mysql":
+            known["ssl_mode"] = "PREFERRED"                     # as its accounts with a password want it
         with slim.Datastore(**known) as opened:
             shown += [repr(opened), str(opened)]
             assert connect["database"] in repr(opened)
@@ -159,5 +168,5 @@ def test_password_is_in_no_message_repr_or_log(
                 opened.put(None)                                # type: ignore[arg-type]
             shown.append(str(failed.value))
     finally:
-        server.query(f"DROP USER 'slim_secret'@'%'")
+        server.query("DROP USER 'slim_secret'@'%'")
     assert SECRET not in "".join(shown) + caplog.text

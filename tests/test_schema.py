@@ -16,12 +16,12 @@ def test_schema_counts_every_set_of_keys_and_types(store: slim.Datastore) -> Non
 
 
 def test_schema_goes_into_dictionaries_and_lists(store: slim.Datastore) -> None:
-    store.put({"address": {"city": "Wien", "geo": {"lat": 48.2}}, "tags": ["a", "b"], "mixed": [1, "a"], "empty": [], "none": {},
-               "people": [{"name": "bob"}, {"name": "amy", "age": 7}], "pair": (1, 2), "set": {b"x"}})
+    store.put({"address": {"city": "Wien", "geo": {"lat": 48.2}}, "tags": ["a", "b"], "mixed": [1, "a"], "empty": [],
+               "none": {}, "people": [{"name": "bob"}, {"name": "amy", "age": 7}], "pair": (1, 2), "set": {b"x"}})
     assert {field: list(kinds) for field, kinds in store.schema().fields.items()} == {
-        "id": ["str"], "address.city": ["str"], "address.geo.lat": ["float"], "tags": ["list of str"], "mixed": ["list of int | str"],
-        "empty": ["list"], "none": ["dict"], "people": ["list of dict"], "people[].name": ["str"], "people[].age": ["int"],
-        "pair": ["tuple of int"], "set": ["set of bytes"]}
+        "id": ["str"], "address.city": ["str"], "address.geo.lat": ["float"], "tags": ["list of str"],
+        "mixed": ["list of int | str"], "empty": ["list"], "none": ["dict"], "people": ["list of dict"],
+        "people[].name": ["str"], "people[].age": ["int"], "pair": ["tuple of int"], "set": ["set of bytes"]}
 
 
 def test_limit_looks_at_those_put_last(store: slim.Datastore) -> None:
@@ -49,7 +49,8 @@ def test_schema_of_nothing_prints(store: slim.Datastore) -> None:
 
 
 def test_two_thousand_types_are_grouped_and_fit_the_terminal(store: slim.Datastore) -> None:
-    store.put_many({"kind": "user", "name": "bob", "address": {"city": "x" * n}, "a very long name of a property " * 3: 1, f"extra{n}": n}
+    store.put_many({"kind": "user", "name": "bob", "address": {"city": "x" * n},
+                    "a very long name of a property " * 3: 1, f"extra{n}": n}
                    for n in range(2_000))
     store.put_many({"kind": "post", "title": "t", "body": "b", "tags": ["a"]} for _ in range(100))
     schema = store.schema()
