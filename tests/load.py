@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import itertools
 import multiprocessing
-import os
 import random
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess

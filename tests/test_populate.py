@@ -1,0 +1,219 @@
+"""populate makes an index agree with its entities while all go on writing, and no program can make one wrong."""
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import load
+import pytest
+from check import in_threads, until, wrong
+
+import slim
+
+BY_USER = slim.Index("index_user", "user")
+BY_NUMBER = slim.Index("index_number", {"number": int})
+WRITERS, KEYS = 8, 60
+
+
+def entity(dice: random.Random) -> dict[str, Any]:
+    whole = {"user": f"user-{dice.randrange(5)}", "number": dice.randrange(9)}
+    return {"id": f"e{dice.randrange(KEYS)}", **{name: value for name, value in whole.items() if dice.random() < 0.8}}
+
+
+def write_until(stop: threading.Event, store: slim.Datastore, seed: int) -> int:
+    """Puts, updates and deletes; returns how many."""
+    dice, count = random.Random(seed), 0
+    while not stop.is_set():
+        store.put(entity(dice))
+        store.update(f"e{dice.randrange(KEYS)}", lambda entity: entity.update(number=dice.randrange(9)), default={})
+        store.delete(f"e{dice.randrange(KEYS)}")
+        count += 3
+    return count
+
+
+def populate_until_killed(connect: dict[str, Any], path: Any) -> None:
+    def progress(rows: Any, total: int) -> Iterator[Any]:
+        for number, row in enumerate(rows):
+            if number == 1500:
+                path.touch()
+                threading.Event().wait()                        # for the SIGKILL
+            yield row
+
+    with slim.Datastore(**connect) as store:
+        BY_USER.populate(store, progress=progress)
+
+
+def test_program_that_names_no_index_keeps_all_of_them(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect, indexes=[BY_USER, slim.Index("index_both", {"number": int, "user": str}, unique=True)]):
+        pass
+    with slim.Datastore(**connect) as script:
+        assert [index.table for index in script.indexes] == ["index_both", "index_user"]
+        script.put_many({"id": f"e{n}", "user": "bob", "number": n} for n in range(9))
+        script.update("e1", lambda entity: entity.update(user="ann"))
+        script.update("e2", lambda entity: entity.pop("user"))
+        script.delete("e3")
+        with pytest.raises(slim.Duplicate):
+            script.put({"id": "e4", "user": "bob", "number": 5})
+    assert wrong(connect) == []
+
+
+@pytest.mark.parametrize("run", range(10))
+def test_populate_while_eight_threads_write_ends_with_no_row_wrong(run: int, connect: dict[str, Any]) -> None:
+    """The writers' Datastore was open before there was the index, and nobody tells it."""
+    stop = threading.Event()
+    with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
+        dice = random.Random(run)
+        old.put_many(entity(dice) for _ in range(200))
+
+        def add() -> int:
+            new.add_index(BY_USER)
+            new.add_index(BY_NUMBER)
+            stop.set()
+            return 0
+
+        counts = in_threads(add, *(lambda seed=seed: write_until(stop, old, 100 * run + seed) for seed in range(WRITERS)))
+        assert sum(counts) > 0
+        assert {found["id"] for found in BY_USER.get_all(old, user="user-1")} == {
+            found["id"] for found in old if found.get("user") == "user-1"}
+        assert wrong(connect) == []
+        assert (BY_USER.populate(new), BY_NUMBER.populate(new)) == (0, 0)
+
+
+def test_populate_killed_half_way_is_run_again_and_ends_right(connect: dict[str, Any], tmp_path: Any) -> None:
+    with slim.Datastore(**connect) as store:
+        store.put_many({"user": f"user-{n % 7}"} for n in range(4000))
+        store.add_index(BY_USER, populate=False)
+        process = load.CONTEXT.Process(target=populate_until_killed, args=(connect, tmp_path / "half"), daemon=True)
+        process.start()
+        until((tmp_path / "half").exists)
+        process.kill()
+        process.join()
+        with pytest.raises(slim.NotPopulated):
+            BY_USER.get_all(store, user="user-1")
+        store.put({"id": "meanwhile", "user": "user-1"})
+        assert BY_USER.populate(store) >= 2000
+        assert BY_USER.count(store, user="user-1") == len(BY_USER.get_all(store, user="user-1")) == 573
+        assert BY_USER.populate(store) == 0
+    assert wrong(connect) == []
+
+
+def test_index_not_populated_answers_in_no_process_until_it_is(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect) as before, slim.Datastore(**connect) as maker:
+        before.put_many({"id": f"e{n}", "user": "bob"} for n in range(5))
+        maker.add_index(BY_USER, populate=False)
+        with slim.Datastore(**connect) as later:
+            for store in before, maker, later:
+                store.put({"id": "new", "user": "bob"})
+                for query in (lambda store=store: BY_USER.get_all(store, user="bob"), lambda store=store: BY_USER.count(store),
+                              lambda store=store: list(BY_USER.find(store, {}))):
+                    with pytest.raises(slim.NotPopulated, match="index_user"):
+                        query()
+            assert BY_USER.populate(maker) == 5
+            for store in before, maker, later:
+                assert BY_USER.count(store, user="bob") == 6
+    assert wrong(connect) == []
+
+
+@pytest.mark.parametrize("call", [
+    lambda store: store.put({"id": "a", "user": "ann"}),
+    lambda store: store.put({"id": "a", "user": "ann"}, expect=store.get("a").version),
+    lambda store: store.put_many([{"id": "a", "user": "ann"}, {"id": "b", "user": "ann"}]),
+    lambda store: store.update("a", lambda entity: entity.update(user="ann")),
+    lambda store: store.delete("a")])
+def test_old_process_cannot_make_a_new_index_wrong(call: Callable[[slim.Datastore], Any], connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
+        old.put({"id": "a", "user": "bob"})
+        new.add_index(BY_USER)
+        call(old)
+        assert wrong(connect) == []
+        new.remove_index(BY_USER)
+        new.add_index(BY_USER)
+        call(old) if "a" in old else old.put({"id": "a", "user": "bob"})
+    assert wrong(connect) == []
+
+
+def test_add_index_waits_for_a_transaction_that_does_not_know_it(connect: dict[str, Any]) -> None:
+    added = threading.Event()
+    with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
+        old.get("a")
+
+        def write() -> None:
+            with old.transaction():
+                old.put({"id": "a", "user": "bob"})
+                assert not added.wait(0.3)
+
+        def add() -> None:
+            until(lambda: any(new._read("SELECT 1 FROM entities WHERE id = 'a' FOR UPDATE SKIP LOCKED") == () for _ in "1"))
+            new.add_index(BY_USER)
+            added.set()
+
+        in_threads(write, add)
+        assert BY_USER.count(new, user="bob") == 1
+    assert wrong(connect) == []
+
+
+def test_populate_repairs_and_counts_missing_stale_and_orphaned_rows(
+        store: slim.Datastore, connect: dict[str, Any], sql: Callable[..., Any]) -> None:
+    store.add_index(BY_USER)
+    store.put_many({"id": f"e{n}", "user": "bob"} for n in range(20))
+    sql("DELETE FROM index_user WHERE entity_id IN ('e1', 'e2')")
+    sql("UPDATE index_user SET user = 'ann' WHERE entity_id IN ('e3', 'e4', 'e5')")
+    sql("INSERT INTO index_user VALUES ('bob', 'nobody')")
+    assert len(wrong(connect)) == 2 + 2 * 3 + 1
+    assert BY_USER.populate(store) == 6
+    assert wrong(connect) == []
+    assert BY_USER.populate(store) == 0
+
+
+def test_populate_of_a_unique_index_names_the_duplicate_and_adds_no_index(store: slim.Datastore) -> None:
+    store.put_many({"id": f"e{n}", "email": f"{n % 9}"} for n in range(10))
+    unique = slim.Index("index_email", "email", unique=True)
+    with pytest.raises(slim.Duplicate) as caught:
+        store.add_index(unique)
+    assert caught.value.id in ("e0", "e9") and caught.value.index.table == "index_email"
+    assert store.indexes == []
+    store.delete("e9")
+    store.add_index(unique)
+    assert unique.count(store) == 9
+
+
+def test_populate_of_what_the_index_cannot_have_names_the_entity(store: slim.Datastore) -> None:
+    store.put_many([{"id": "e1", "number": 1}, {"id": "e2", "number": "two"}])
+    with pytest.raises(TypeError, match="'e2'.*index_number.*number.*'two'"):
+        store.add_index(BY_NUMBER)
+    assert store.indexes == []
+
+
+def test_removed_index_is_gone_for_processes_that_know_it(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect, indexes=[BY_USER]) as old, slim.Datastore(**connect) as new:
+        new.remove_index(BY_USER)
+        old.put({"id": "a", "user": "bob"})
+        assert old.get("a")["user"] == "bob" and old.indexes == []
+        with pytest.raises(slim.NotPopulated):
+            BY_USER.get_all(old, user="bob")
+
+
+def test_history_switched_on_is_kept_by_those_who_were_running(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect) as old:
+        old.put({"id": "a", "n": 0})
+        with slim.Datastore(**connect, history=True) as new:
+            old.put({"id": "a", "n": 1})
+            old.update("a", lambda entity: entity.update(n=2))
+            assert [entity["n"] for entity in new.history("a")] == [2, 1] == [entity["n"] for entity in old.history("a")]
+    assert wrong(connect) == []
+
+
+def test_progress_sees_every_entity_and_their_number(store: slim.Datastore) -> None:
+    store.put_many({"user": "bob"} for _ in range(250))
+    seen: list[Any] = []
+
+    def progress(rows: Any, total: int) -> Iterator[Any]:
+        seen.append(total)
+        for row in rows:
+            seen.append(None)
+            yield row
+
+    store.add_index(BY_USER, progress=progress)
+    assert seen == [250] + 250 * [None]
