@@ -91,9 +91,9 @@ class Floor(Contestant):
         count = after = 0
         while rows := self.query(f"SELECT {COLUMNS} FROM entities WHERE added_id > {after} ORDER BY added_id "
                                  f"LIMIT {PAGE}".encode()):
-            for after, _, _, body in rows:                      # noqa: B007: the last one counts
-                slim.decode(body)
-            count += len(rows)
+            for row in rows:
+                slim.decode(row[3])
+            count, after = count + len(rows), rows[-1][0]
         self.connection.query("COMMIT")
         return count
 
