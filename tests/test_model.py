@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import slim
 
 IDS = st.sampled_from(["a", "A", "á", "b", "b "])
-VALUES = {"user": st.sampled_from(["bob", "Bob", "bób", "ann", "ann ", ""]), "n": st.integers(-2, 2), "email": st.sampled_from("xyz")}
+VALUES = {"user": st.sampled_from(["bob", "Bob", "bób", "ann", "ann ", ""]), "n": st.integers(-2, 2),
+          "email": st.sampled_from("xyz")}
 ENTITIES = st.fixed_dictionaries({"id": IDS}, optional={name: st.none() | values for name, values in VALUES.items()})
 INDEXES = [slim.Index("index_user", "user"), slim.Index("index_n_user", {"n": int, "user": str}),
            slim.Index("index_email", "email", unique=True)]

@@ -124,8 +124,6 @@ def test_call_that_is_cut_off_is_done_once_or_not_or_not_known(
                 outcome = "unknown"
             except MySQLdb.OperationalError:
                 outcome = "not"
-            except slim.Conflict as error:
-                outcome = f"conflict with {error.found}"
             until(lambda cut=cut: cut.done)
             proxy.cut = None
             until(lambda mine=mine: mine - sessions(query))     # the server has let go of what was cut off

@@ -135,17 +135,16 @@ def test_old_process_cannot_make_a_new_index_wrong(call: Callable[[slim.Datastor
 
 
 def test_add_index_waits_for_a_transaction_that_does_not_know_it(connect: dict[str, Any]) -> None:
-    added = threading.Event()
+    put, added = threading.Event(), threading.Event()
     with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
-        old.get("a")
-
         def write() -> None:
             with old.transaction():
                 old.put({"id": "a", "user": "bob"})
+                put.set()
                 assert not added.wait(0.3)
 
         def add() -> None:
-            until(lambda: any(new._read("SELECT 1 FROM entities WHERE id = 'a' FOR UPDATE SKIP LOCKED") == () for _ in "1"))
+            assert put.wait(10)
             new.add_index(BY_USER)
             added.set()
 
