@@ -137,11 +137,11 @@ class Unknown(Error, MySQLdb.OperationalError):
 
 
 # SQL by name. Identifiers are quoted into {}, values are bound to %s, always.
-SESSION = """SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION';
- SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
- SELECT @@max_allowed_packet, VERSION() LIKE '%%MariaDB%%'; SHOW VARIABLES LIKE 'wsrep_retry_autocommit'"""
-WSREP = "SET SESSION wsrep_retry_autocommit = 0"     # Galera would repeat the last statement alone, without its packet
-SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT"
+SESSION = (b"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
+           b"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", b"SELECT @@max_allowed_packet, VERSION() LIKE '%MariaDB%'",
+           b"SHOW VARIABLES LIKE 'wsrep_retry_autocommit'")
+WSREP = b"SET SESSION wsrep_retry_autocommit = 0"     # Galera would repeat the last statement alone, without its packet
+SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", b"START TRANSACTION WITH CONSISTENT SNAPSHOT"
 TABLE_OPTIONS = " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE="
 CREATE_ENTITIES = """CREATE TABLE entities (
  added_id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, id VARCHAR(36) NOT NULL,
@@ -151,13 +151,14 @@ CREATE_HISTORY = """CREATE TABLE entities_history (
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
 CREATE_GUARD = "CREATE TABLE {} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
 CREATE_INDEX = "CREATE TABLE {table} ({columns}, entity_id {id} NOT NULL UNIQUE, PRIMARY KEY ({key}){more}) COMMENT='{comment}'"
-SELECT_CATALOGUE = """SELECT table_name FROM information_schema.tables
-  WHERE table_schema = DATABASE() AND table_comment = 'slim guard' ORDER BY table_name;
- SELECT c.table_name, c.column_name, c.column_type, c.collation_name, t.table_comment
-  FROM information_schema.columns AS c JOIN information_schema.tables AS t
-    ON t.table_schema = c.table_schema AND t.table_name = c.table_name
-  WHERE c.table_schema = DATABASE() AND (t.table_comment IN %s OR c.table_name IN %s)
-  ORDER BY c.table_name, c.ordinal_position"""
+SELECT_AT_WORK = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
+SELECT_GUARDS = """SELECT table_name FROM information_schema.tables
+ WHERE table_schema = DATABASE() AND table_comment = 'slim guard' ORDER BY table_name"""
+SELECT_CATALOGUE = """SELECT c.table_name, c.column_name, c.column_type, c.collation_name, t.table_comment
+ FROM information_schema.columns AS c JOIN information_schema.tables AS t
+   ON t.table_schema = c.table_schema AND t.table_name = c.table_name
+ WHERE c.table_schema = DATABASE() AND (t.table_comment IN %s OR c.table_name IN %s)
+ ORDER BY c.table_name, c.ordinal_position"""
 SELECT_ENTITY = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 SELECT_PAGE = "SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"
 SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities ORDER BY added_id DESC LIMIT %s OFFSET %s"
@@ -642,11 +643,11 @@ class Index:
         and then the entity looked for; who is about to insert it waits for the row, who has done so is seen.
         An entity of another version was put in between, with its rows.
         """
-        def attempt(connection: Connection, _: bool) -> int:
+        def attempt(connection: Connection, _: int) -> int:
             table, ids = datastore._catalogue.tables.get(self.table, self.table), tuple(sorted(wanted))
             select = SELECT_ROW.format(table=_quote(table), names=self._names)
-            _, locked, found, standing = [rows for _, rows in datastore._send(connection, _bind(connection, "; ".join(
-                ["BEGIN", SELECT_VERSION + " FOR UPDATE", select, SELECT_VERSION]), ids, ids, ids))]
+            _, locked, found, standing = [rows for _, rows in datastore._send(connection, b"BEGIN", *(
+                _bind(connection, sql, ids) for sql in (SELECT_VERSION + " FOR UPDATE", select, SELECT_VERSION)))]
             versions, rows = {**dict.fromkeys(dict(standing), -1), **dict(locked)}, {id: tuple(row) for id, *row in found}
             wrong = {id: row for id, (version, row) in wanted.items()
                      if versions.get(id, 0) == version and rows.get(id) != row}
@@ -811,7 +812,7 @@ class Datastore:
         progress: anything called as tqdm.tqdm is.
         """
         connection = self._open()
-        self._send(connection, SNAPSHOT.encode())
+        self._send(connection, *SNAPSHOT)
         entities = self._scan(connection)
         return iter(progress(entities, total=len(self))) if progress else entities
 
@@ -916,7 +917,7 @@ class Datastore:
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is the version of an entity, or 0 for none, not {reprlib.repr(expect)}")
 
-        def attempt(connection: Connection, lost: bool) -> bool:
+        def attempt(connection: Connection, lost: int) -> bool:
             if lost and bodies and {id: body for _, id, _, body in self._read(SELECT_ENTITY, tuple(bodies))} == bodies:
                 return True                                     # done already; once more would be a version more
             if expect is not None:
@@ -934,8 +935,8 @@ class Datastore:
             entity["id"] = id
 
     def _lock(self, connection: Connection, statement: str, id: str) -> Any:
-        begin = "" if self._local.depth else "BEGIN; "
-        return self._send(connection, _bind(connection, f"{begin}{statement} FOR UPDATE", [id]))[-1][1]
+        begin = [b"BEGIN"] * (self._local.depth == 0)
+        return self._send(connection, *begin, _bind(connection, statement + " FOR UPDATE", [id]))[-1][1]
 
     def _write(self, connection: Connection, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], begun: bool,
                erase: bool = False, tail: Sequence[bytes] = ()) -> list[tuple[int, Any]]:
@@ -1015,7 +1016,8 @@ class Datastore:
         """Reads what stands. The guard first: what is added later renames it, and a write that knows this name fails."""
         named = "entities", "entities_history", *self._names, *(name + BUILDING for name in self._names)
         guards, rows = [rows for _, rows in self._repeat(
-            lambda connection, _: self._send(connection, _bind(connection, SELECT_CATALOGUE, COMMENTS, named)))]
+            lambda connection, _: self._send(connection, _bind(connection, SELECT_GUARDS),
+                                             _bind(connection, SELECT_CATALOGUE, COMMENTS, named)))]
         columns: dict[str, list[Any]] = {}
         for table, *column in rows:
             columns.setdefault(table, []).append(column)
@@ -1046,7 +1048,7 @@ class Datastore:
 
     def _rename(self, *tables: tuple[str, str]) -> None:
         """Renames tables, those that stand, and the guard: waits for the writes under way; later ones read the catalogue again."""
-        def attempt(connection: Connection, _: bool) -> None:
+        def attempt(connection: Connection, _: int) -> None:
             pairs = [(old, new) for old, new in tables if old in self._catalogue.tables.values()]
             if pairs or not tables:
                 pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
@@ -1061,12 +1063,13 @@ class Datastore:
     def _read(self, sql: str, *args: Any) -> Any:
         return self._repeat(lambda connection, _: self._send(connection, _bind(connection, sql, *args))[0][1])
 
-    def _repeat(self, attempt: Callable[[Connection, bool], T], *, once: bool = False) -> T:
+    def _repeat(self, attempt: Callable[[Connection, int], T], *, once: bool = False) -> T:
         """Calls attempt(connection, lost) till it goes through; inside a transaction() once.
 
-        lost: whether a try before was cut off in its COMMIT, so that it may have been done; `once`: then Unknown is raised.
+        lost: the server's thread of a try that was cut off in its COMMIT, so that it may have been done, else 0; `once`: then
+        Unknown is raised.
         """
-        local, lost, tries, pause, end = self._local, False, 0, 0.001, 0.0
+        local, lost, tries, pause, end = self._local, 0, 0, 0.001, 0.0
         while True:
             if local.doomed:
                 raise Error(DOOMED)
@@ -1074,6 +1077,7 @@ class Datastore:
             try:
                 if local.connection is None or self._closed:
                     local.connection = self._open()
+                self._outlive(local.connection, lost, end)
                 result = attempt(local.connection, lost)
                 if self._closed:                                # close() could not, as this call was under way
                     local.connection.close()
@@ -1085,9 +1089,9 @@ class Datastore:
                         continue                                # the guard was renamed, and nothing of the packet was done
                     local.doomed = local.doomed or code is not None or isinstance(error, Duplicate)
                     raise
-                local.doomed = False
+                local.doomed, thread = False, getattr(local.connection, "thread", 0)
                 self._recover(local.connection, error)
-                lost = lost or local.committing and code in LOST
+                lost = lost or local.committing and code in LOST and thread
                 final = (code not in AGAIN or tries > 2 and time.monotonic() > end or self._closed
                          or code == ER.NO_SUCH_TABLE and self._refresh().stamp() == known.stamp())
                 if lost and (once or final):
@@ -1096,6 +1100,13 @@ class Datastore:
                     raise
             time.sleep(random.uniform(0, pause))
             pause = min(2 * pause, 1)
+
+    def _outlive(self, connection: Connection, thread: int, end: float) -> None:
+        """Waits until the server has ended a thread whose connection was lost: it may be waiting for a lock still, and commit."""
+        while thread and self._send(connection, _bind(connection, SELECT_AT_WORK, thread))[0][1][0][0]:
+            if time.monotonic() > end:
+                raise Unknown(CR.SERVER_LOST, "the connection was lost, and the server is still at work on the write")
+            time.sleep(0.01)
 
     def _commit(self, connection: Connection) -> None:
         if self._local.doomed:
@@ -1122,21 +1133,30 @@ class Datastore:
         self._local.answered = False
         connection.query(b";".join(statements))
         self._local.answered, results = True, []
-        while True:
-            result = connection.store_result()
-            results.append((connection.affected_rows(), result.fetch_row(0) if result else ()))
-            if connection.next_result() == -1:
-                return results
+        try:
+            while True:
+                result = connection.store_result()
+                if result is None and connection.field_count():
+                    break                                       # the driver says nothing of a result that was cut off
+                results.append((connection.affected_rows(), result.fetch_row(0) if result else ()))
+                if connection.next_result() == -1:
+                    break
+        except UnicodeDecodeError:                              # nor of a row
+            results.clear()
+        if len(results) != len(statements):
+            raise MySQLdb.OperationalError(CR.SERVER_LOST, "Lost connection to server in the middle of a result")
+        return results
 
     def _open(self) -> Connection:
         if self._closed:
             raise Error("this Datastore is closed; open another")
-        connection = MySQLdb.connect(**self._connect)
+        connection: Connection = MySQLdb.connect(**self._connect)
         self._connections.add(connection)
-        *_, limits, (_, galera) = self._send(connection, _bind(connection, SESSION))
+        connection.thread = connection.thread_id()
+        *_, limits, (_, galera) = self._send(connection, *SESSION)
         self._max_packet, self._mariadb = limits[1][0]
         if galera:
-            self._send(connection, WSREP.encode())
+            self._send(connection, WSREP)
         return connection
 
     def _forget(self) -> None:

@@ -78,8 +78,7 @@ def _as_sql(value: Any) -> Any:
 
 def sessions(query: Query) -> set[int]:
     """The connections to the database, but for this one."""
-    (database, own), = query("SELECT DATABASE(), CONNECTION_ID()")
-    return {int(id) for id, _, _, name, *_ in query("SHOW PROCESSLIST") if name == database and id != own}
+    return {int(id) for id, in query("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")}
 
 
 def in_threads(*calls: Callable[[], T]) -> list[T]:
