@@ -78,7 +78,8 @@ def _as_sql(value: Any) -> Any:
 
 def sessions(query: Query) -> set[int]:
     """The connections to the database, but for this one."""
-    return {int(id) for id, in query("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")}
+    others = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    return {int(id) for id, in query(others)}
 
 
 def in_threads(*calls: Callable[[], T]) -> list[T]:
