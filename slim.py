@@ -151,9 +151,10 @@ CREATE_HISTORY = """CREATE TABLE entities_history (
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
 CREATE_GUARD = "CREATE TABLE {} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
 CREATE_INDEX = "CREATE TABLE {table} ({columns}, entity_id {id} NOT NULL UNIQUE, PRIMARY KEY ({key}){more}) COMMENT='{comment}'"
-SELECT_AT_WORK = "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command <> 'Sleep'"
+SELECT_AT_WORK = """SELECT COUNT(*) FROM information_schema.processlist
+ WHERE id = %s AND id <> CONNECTION_ID() AND command <> 'Sleep'"""       # a server that was started again counts anew
 SELECT_GUARDS = """SELECT table_name FROM information_schema.tables
- WHERE table_schema = DATABASE() AND table_comment = 'slim guard' ORDER BY table_name"""
+ WHERE table_schema = DATABASE() AND table_name LIKE 'entities\\_guard\\_%%' ORDER BY table_name"""
 SELECT_CATALOGUE = """SELECT c.table_name, c.column_name, c.column_type, c.collation_name, t.table_comment
  FROM information_schema.columns AS c JOIN information_schema.tables AS t
    ON t.table_schema = c.table_schema AND t.table_name = c.table_name
@@ -644,22 +645,29 @@ class Index:
         An entity of another version was put in between, with its rows.
         """
         def attempt(connection: Connection, _: int) -> int:
-            table, ids = datastore._catalogue.tables.get(self.table, self.table), tuple(sorted(wanted))
+            catalogue, ids = datastore._local.catalogue, tuple(sorted(wanted))
+            table = catalogue.tables.get(self.table, self.table)
             select = SELECT_ROW.format(table=_quote(table), names=self._names)
             _, locked, found, standing = [rows for _, rows in datastore._send(connection, b"BEGIN", *(
                 _bind(connection, sql, ids) for sql in (SELECT_VERSION + " FOR UPDATE", select, SELECT_VERSION)))]
             versions, rows = {**dict.fromkeys(dict(standing), -1), **dict(locked)}, {id: tuple(row) for id, *row in found}
             wrong = {id: row for id, (version, row) in wanted.items()
                      if versions.get(id, 0) == version and rows.get(id) != row}
-            datastore._send(connection, *self._replace(connection, datastore._catalogue, wrong), b"COMMIT")
+            try:
+                datastore._send(connection, *self._replace(connection, catalogue, wrong), b"COMMIT")
+            except MySQLdb.IntegrityError as error:
+                datastore._recover(connection, error)
+                datastore._explain(connection, self, wrong)
+                raise
             return len(wrong)
         return datastore._repeat(attempt) if wanted else 0
 
-    def _replace(self, connection: Connection, catalogue: _Catalogue, rows: Mapping[str, Any]) -> Iterator[bytes]:
+    def _replace(self, connection: Connection, catalogue: _Catalogue, rows: Mapping[str, Any],
+                 fresh: bool = False) -> Iterator[bytes]:
         """Statements that replace the rows of these ids, in the order of the key, which spares pages, and deadlocks."""
         table, ids = catalogue.tables.get(self.table, self.table), tuple(sorted(rows))
         delete = DELETE_ROW + EXACTLY.format("entity_id") * (not catalogue.exact.get(table, True))
-        if rows:
+        if rows and not fresh:
             yield _bind(connection, delete.format(table=_quote(table)), *[ids] * delete.count("%s"))
         if values := sorted((*row, id) for id, row in rows.items() if row is not None):
             yield _bind_rows(connection, INSERT_ROW.format(table=_quote(table), names=self._names), values)
@@ -685,6 +693,7 @@ class _Local(threading.local):
     doomed = False                                              # a call in the transaction failed: no way but back
     committing = False                                          # a packet was sent that ends with COMMIT
     answered = False                                            # its first statement went through
+    catalogue: Any = None                                       # from which the packet was made
 
 
 class Datastore:
@@ -729,7 +738,7 @@ class Datastore:
         what cannot be stored or indexed, Duplicate, and Unknown if `expect` was given and the connection lost in COMMIT.
         """
         id, whole, body = self._prepare(entity)
-        self._store({id: whole}, {id: body}, expect)
+        self._store({id: whole}, {id: body}, expect, fresh="id" not in entity)
         entity["id"] = id
         return id
 
@@ -913,7 +922,7 @@ class Datastore:
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
     def _store(self, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None = None,
-               erase: bool = False) -> bool:
+               erase: bool = False, fresh: bool = False) -> bool:
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is the version of an entity, or 0 for none, not {reprlib.repr(expect)}")
 
@@ -925,12 +934,13 @@ class Datastore:
                 found = dict(self._lock(connection, SELECT_VERSION, id)).get(id, 0)
                 if found != expect:
                     raise Conflict(id, expect, found)
-            return self._write(connection, wholes, bodies, expect is not None, erase)[0][0] > 0
+            return self._write(connection, wholes, bodies, expect, erase, fresh and not lost)[0][0] > 0
         return self._repeat(attempt, once=expect is not None)
 
     def _put_batch(self, pending: Mapping[str, Any]) -> None:
         if pending:
-            self._store({id: whole for id, (_, whole, _) in pending.items()}, {id: body for id, (_, _, body) in pending.items()})
+            self._store({id: whole for id, (_, whole, _) in pending.items()}, {id: body for id, (_, _, body) in pending.items()},
+                        fresh=not any("id" in entity for entity, _, _ in pending.values()))
         for id, (entity, _, _) in pending.items():
             entity["id"] = id
 
@@ -938,47 +948,53 @@ class Datastore:
         begin = [b"BEGIN"] * (self._local.depth == 0)
         return self._send(connection, *begin, _bind(connection, statement + " FOR UPDATE", [id]))[-1][1]
 
-    def _write(self, connection: Connection, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], begun: bool,
-               erase: bool = False, tail: Sequence[bytes] = ()) -> list[tuple[int, Any]]:
-        """Deletes the entities, inserts those that have bodies, and all index rows. Returns the results from the DELETE on."""
-        catalogue, joined, ids = self._catalogue, self._local.depth > 0, tuple(sorted(wholes))
+    def _write(self, connection: Connection, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None,
+               erase: bool = False, fresh: bool = False, tail: Sequence[bytes] = ()) -> list[tuple[int, Any]]:
+        """Deletes the entities, inserts those that have bodies, and all index rows. Returns the results from the DELETE on.
+
+        expect: the version that was found, and is to be replaced; another's put since then is a duplicate key. fresh: the
+        ids were made for this write, so that there are no rows of them to be deleted.
+        """
+        catalogue, joined, ids = self._local.catalogue, self._local.depth > 0, tuple(sorted(wholes))
+        versions = () if expect is None else (expect,)
+        begin = [b"BEGIN"] * (expect is None and not joined)
         # Delete before insert, and not REPLACE: under a unique index that would remove another entity's row.
         delete = (DELETE_ENTITY + EXACTLY.format("id") * (not catalogue.exact["entities"])
-                  + "".join(map(GUARDED.format, catalogue.guards[:1])))
-        packet = [_bind(connection, delete, *[ids] * delete.count("%s"))]
+                  + " AND added_id = %s" * len(versions) + "".join(map(GUARDED.format, catalogue.guards[:1])))
+        packet = [_bind(connection, delete, *[ids] * (delete.count("%s") - len(versions)), *versions)]
         if bodies:
             packet.append(_bind_rows(connection, INSERT_ENTITY, bodies.items(), b",CURRENT_TIMESTAMP)"))
         if catalogue.history and (bodies or erase):
             packet.append(_bind(connection, INSERT_HISTORY if bodies else DELETE_HISTORY, ids))
         for index in catalogue.indexes.values():
             rows = {id: None if whole is None else index._row(whole) for id, whole in wholes.items()}
-            packet += index._replace(connection, catalogue, rows)
-        packet = [b"BEGIN"] * (not begun and not joined) + packet + [*tail] + [b"COMMIT"] * (not joined)
+            packet += index._replace(connection, catalogue, rows, fresh)
+        packet = begin + packet + [*tail] + [b"COMMIT"] * (not joined)
         if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
             raise ValueError(f"entity {ids[0]!r} needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
         self._local.committing = not joined
         try:
-            return self._send(connection, *packet)[not begun and not joined:]
+            return self._send(connection, *packet)[len(begin):]
         except MySQLdb.IntegrityError as error:
             self._recover(connection, error)
-            self._explain(connection, wholes)
+            for index in filter(lambda index: index.unique, catalogue.indexes.values()):
+                self._explain(connection, index, {id: whole and index._row(whole) for id, whole in wholes.items()})
+            for id, _ in self._send(connection, _bind(connection, SELECT_VERSION, ids))[0][1]:
+                if id not in wholes:
+                    raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
+                                f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}") from error
             raise
 
-    def _explain(self, connection: Connection, wholes: Mapping[str, Any]) -> None:
-        """Raises if a duplicate key will stay one. Else another was just inserting the same id: the write is repeated."""
-        for name, index in self._catalogue.indexes.items():
-            owners: dict[Any, str] = {}
-            for id, whole in wholes.items() if index.unique else ():
-                if whole is not None and (row := index._row(whole)) is not None:
-                    select = SELECT_OWNER.format(table=_quote(self._catalogue.tables[name]), names=index._names)
-                    others = self._send(connection, _bind(connection, select, row, tuple(wholes)))[0][1]
-                    if others or row in owners:
-                        raise Duplicate(index, others[0][0] if others else owners[row], row)
-                    owners[row] = id
-        for id, _ in self._send(connection, _bind(connection, SELECT_VERSION, tuple(wholes)))[0][1]:
-            if id not in wholes:
-                raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
-                            f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}")
+    def _explain(self, connection: Connection, index: Index, rows: Mapping[str, Any]) -> None:
+        """Raises Duplicate if others have these values. Else another was just inserting the same id: the write is repeated."""
+        owners: dict[Any, str] = {}
+        select = SELECT_OWNER.format(table=_quote(self._catalogue.tables[index.table]), names=index._names)
+        for id, row in rows.items():
+            if row:
+                others = self._send(connection, _bind(connection, select, row, tuple(rows)))[0][1]
+                if others or row in owners:
+                    raise Duplicate(index, others[0][0] if others else owners[row], row)
+                owners[row] = id
 
     def _update(self, connection: Connection, id: str, change: Callable[[Entity], Any], default: Any) -> Entity:
         local = self._local
@@ -996,7 +1012,8 @@ class Datastore:
         if entity.get("id") != id:
             raise ValueError(f"change made {reprlib.repr(entity.get('id'))} of the id {id!r}; put that as an entity of its own")
         _, whole, body = self._prepare(entity)
-        results = self._write(connection, {id: whole}, {id: body}, begun, tail=[_bind(connection, SELECT_STAMP, id)])
+        found = stored[0].version if stored else 0
+        results = self._write(connection, {id: whole}, {id: body}, found, tail=[_bind(connection, SELECT_STAMP, id)])
         entity.version, entity.updated = results[-1 - begun][1][0]
         return entity
 
@@ -1049,9 +1066,9 @@ class Datastore:
     def _rename(self, *tables: tuple[str, str]) -> None:
         """Renames tables, those that stand, and the guard: waits for the writes under way; later ones read the catalogue again."""
         def attempt(connection: Connection, _: int) -> None:
-            pairs = [(old, new) for old, new in tables if old in self._catalogue.tables.values()]
+            pairs = [(old, new) for old, new in tables if old in self._local.catalogue.tables.values()]
             if pairs or not tables:
-                pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
+                pairs += [(guard, _guard_name()) for guard in self._local.catalogue.guards]
             if pairs:
                 sql = "RENAME TABLE " + ", ".join(f"{_quote(old)} TO {_quote(new)}" for old, new in pairs)
                 self._send(connection, _bind(connection, sql))
@@ -1073,7 +1090,8 @@ class Datastore:
         while True:
             if local.doomed:
                 raise Error(DOOMED)
-            known, local.committing, tries = self._catalogue, False, tries + 1
+            known = local.catalogue = self._catalogue           # other threads may read it again, meanwhile
+            local.committing, tries = False, tries + 1
             try:
                 if local.connection is None or self._closed:
                     local.connection = self._open()
