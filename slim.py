@@ -151,7 +151,7 @@ CREATE_HISTORY = """CREATE TABLE entities_history (
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
 CREATE_GUARD = "CREATE TABLE {} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
 CREATE_INDEX = "CREATE TABLE {table} ({columns}, entity_id {id} NOT NULL UNIQUE, PRIMARY KEY ({key}){more}) COMMENT='{comment}'"
-SELECT_AT_WORK = """SELECT COUNT(*) FROM information_schema.processlist
+SELECT_AT_WORK = """SELECT COUNT(*) FROM {}_schema.processlist
  WHERE id = %s AND id <> CONNECTION_ID() AND command <> 'Sleep'"""       # a server that was started again counts anew
 SELECT_GUARDS = """SELECT table_name FROM information_schema.tables
  WHERE table_schema = DATABASE() AND table_name LIKE 'entities\\_guard\\_%%' ORDER BY table_name"""
@@ -1121,7 +1121,8 @@ class Datastore:
 
     def _outlive(self, connection: Connection, thread: int, end: float) -> None:
         """Waits until the server has ended a thread whose connection was lost: it may be waiting for a lock still, and commit."""
-        while thread and self._send(connection, _bind(connection, SELECT_AT_WORK, thread))[0][1][0][0]:
+        select = SELECT_AT_WORK.format(("performance", "information")[self._mariadb])   # MySQL's other one fails on bytes
+        while thread and self._send(connection, _bind(connection, select, thread))[0][1][0][0]:
             if time.monotonic() > end:
                 raise Unknown(CR.SERVER_LOST, "the connection was lost, and the server is still at work on the write")
             time.sleep(0.01)

@@ -78,7 +78,9 @@ def _as_sql(value: Any) -> Any:
 
 def sessions(query: Query) -> set[int]:
     """The connections to the database, but for this one."""
-    others = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    (version,), = query("SELECT VERSION()")
+    schema = "information" if "MariaDB" in version else "performance"   # MySQL's other one fails on a body in a statement
+    others = f"SELECT id FROM {schema}_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
     return {int(id) for id, in query(others)}
 
 
