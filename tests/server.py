@@ -183,7 +183,8 @@ class Server(Named):
         if program is None:
             raise RuntimeError(f"no {self.kind} can be started here: there is no server of this kind")
         data = self.home / "data"
-        common = [f"--datadir={data}", *(["--user=root"] if os.getuid() == 0 else [])]
+        # A server that starts deletes the temporary tables it finds: those of its neighbours, were the directory shared.
+        common = [f"--datadir={data}", f"--tmpdir={self.home}", *(["--user=root"] if os.getuid() == 0 else [])]
         with open(self.home / "log", "ab") as log:
             if not data.exists():
                 make_data = [program, "--no-defaults", "--initialize-insecure", *common]
