@@ -1047,9 +1047,9 @@ class Datastore:
             if column == "id":                                  # an index's entity_id is of the same type, or a join is slow
                 id_type = sql + (f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else "")
         exact = {table: all(column[2] in EXACT for column in columns[table]) for table in columns}
-        self._catalogue = _Catalogue([guard for guard, in guards], "entities_history" in columns,
+        catalogue = self._catalogue = _Catalogue([guard for guard, in guards], "entities_history" in columns,
                                      dict(sorted(indexes.items())), tables, exact, id_type)
-        return self._catalogue
+        return catalogue                                        # another thread's may be older
 
     def _create(self, statement: str) -> None:
         statement += TABLE_OPTIONS + str(EXACT[self._mariadb])
