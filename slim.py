@@ -1111,7 +1111,7 @@ class Datastore:
                 self._recover(local.connection, error)
                 lost = lost or local.committing and code in LOST and thread
                 final = (code not in AGAIN or tries > 2 and time.monotonic() > end or self._closed
-                         or code == ER.NO_SUCH_TABLE and self._refresh().stamp() == known.stamp())
+                         or code == ER.NO_SUCH_TABLE and self._refresh().stamp() == known.stamp() and tries > 8)
                 if lost and (once or final):
                     raise Unknown(code, f"the connection was lost; whether the write was done is not known: {error}") from error
                 if final:
