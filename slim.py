@@ -952,8 +952,10 @@ class Datastore:
             entity["id"] = id
 
     def _lock(self, connection: Connection, statement: str, id: str) -> Any:
-        begin = [b"BEGIN"] * (self._local.depth == 0)
-        return self._send(connection, *begin, _bind(connection, statement + " FOR UPDATE", [id]))[-1][1]
+        # The guard before the row: who held the row and waited for the guard, behind a rename, would stop who is to end first.
+        begin, guards = [b"BEGIN"] * (self._local.depth == 0), self._local.catalogue.guards[:1]
+        select = statement + "".join(map(GUARDED.format, guards)) + " FOR UPDATE"
+        return self._send(connection, *begin, _bind(connection, select, [id]))[-1][1]
 
     def _write(self, connection: Connection, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None,
                erase: bool = False, fresh: bool = False, tail: Sequence[bytes] = ()) -> list[tuple[int, Any]]:

@@ -86,7 +86,8 @@ def test_store_works_when_added_id_jumps_and_does_not_rise_in_commit_order(conne
             versions.append(entity.version)
         slow = one.get("slow")
         assert slow is not None and slow.version < min(versions)            # committed after those of the other
-        assert len(set(versions)) == 20 and max(versions) - min(versions) > 9_000
+        ordered = sorted(versions)
+        assert all(high - low > 1 for low, high in zip(ordered, ordered[1:]))
         with pytest.raises(slim.Conflict):
             other.put({"id": "e0"}, expect=versions[0] + 1)
         other.put({"id": "e0", "user_id": "bob"}, expect=versions[0])

@@ -55,8 +55,8 @@ def test_conditional_writes_are_at_most_two(proxy: Proxy, far: slim.Datastore) -
 
 def test_reads_are_one_round_trip(proxy: Proxy, far: slim.Datastore) -> None:
     by_name = far.add_index(slim.Index("index_0", "p0"))
-    far.put_many({"p0": "bob"} for _ in range(50))
-    ids = [entity["id"] for entity in far]
+    ids = [f"e{number}" for number in range(50)]
+    far.put_many({"id": id, "p0": "bob"} for id in ids)
     for read in (lambda: far.get("x"), lambda: far.get_many(ids), lambda: by_name.get_all(far, p0="bob"), lambda: far.get("nobody"),
                  lambda: by_name.count(far, p0="bob"), lambda: list(by_name.find(far, {"p0": "bob"}, limit=20)), lambda: "x" in far,
                  lambda: len(far)):
