@@ -145,7 +145,7 @@ def test_account_without_create_is_told_the_statement_for_what_is_missing(sql: S
 
 
 def test_other_tables_are_not_touched(connect: dict[str, Any], sql: Sql) -> None:
-    sql("CREATE TABLE index_of_another (entity_id VARCHAR(36), user_id VARCHAR(10))")
+    sql("CREATE TABLE index_of_another (entity_id VARCHAR(36) PRIMARY KEY, user_id VARCHAR(10))")
     sql("CREATE TABLE other (id VARCHAR(36) PRIMARY KEY) COMMENT 'slim indexes are elsewhere'")
     sql("INSERT INTO index_of_another VALUES ('x', 'bob')")
     sql("INSERT INTO other VALUES ('x')")
