@@ -1041,9 +1041,13 @@ class Datastore:
     def _refresh(self) -> _Catalogue:
         """Reads what stands. The guard first: what is added later renames it, and a write that knows this name fails."""
         named = "entities", "entities_history", *self._names, *(name + BUILDING for name in self._names)
-        guards, rows = [rows for _, rows in self._repeat(
-            lambda connection, _: self._send(connection, _bind(connection, SELECT_GUARDS),
-                                             _bind(connection, SELECT_CATALOGUE, COMMENTS, named)))]
+        for _ in range(100):                                    # MariaDB reads a directory, and may miss what is just renamed
+            guards, rows = [rows for _, rows in self._repeat(
+                lambda connection, _: self._send(connection, _bind(connection, SELECT_GUARDS),
+                                                 _bind(connection, SELECT_CATALOGUE, COMMENTS, named)))]
+            if guards or not self._catalogue.guards:
+                break
+            time.sleep(0.01)
         columns: dict[str, list[Any]] = {}
         for table, *column in rows:
             columns.setdefault(table, []).append(column)

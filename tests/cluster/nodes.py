@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import clustercheck
+import MySQLdb
 from server import START_SECONDS, Server, call, find, free_port, has_docker, succeeds
 
 GALERA = Path("/usr/lib/galera/libgalera_smm.so")
@@ -72,11 +73,15 @@ class GroupNode(Node):
     def __init__(self, network: str) -> None:
         super().__init__("mysql")
         self.network = network
+        self.others: list[GroupNode] = []
         self.address = f"{self.home.name}:33061"                # a container's name is its host name
         self.setup = ["RESET BINARY LOGS AND GTIDS",            # what made the data directory is no history of the group
                       "CHANGE REPLICATION SOURCE TO SOURCE_USER='root' FOR CHANNEL 'group_replication_recovery'"]
 
-    def join(self, group: str, number: int, addresses: str) -> None:
+    def join(self, group: str, number: int, nodes: Sequence[GroupNode]) -> None:
+        """Makes it one of these nodes of a group, with which it can start."""
+        self.others = [node for node in nodes if node is not self]
+        addresses = ",".join(node.address for node in nodes)
         self.options += [
             f"--server-id={number}", "--gtid-mode=ON", "--enforce-gtid-consistency=ON",
             f"--report-host={self.home.name}", "--plugin-load-add=group_replication.so",
@@ -97,10 +102,22 @@ class GroupNode(Node):
 
     def _wait(self) -> None:
         Server._wait(self)
-        for statement in [*self.setup, "START GROUP_REPLICATION"]:
-            self.query(statement)
+        while any(map(self._is_member, self.others)):           # the group has not noticed yet that it was killed
+            time.sleep(0.1)
+        try:
+            for statement in [*self.setup, "START GROUP_REPLICATION"]:
+                self.query(statement)
+        except MySQLdb.OperationalError as error:
+            raise RuntimeError(f"node {self.port} cannot join ({error}):\n{self.log()}") from error
         self.setup = []
         super()._wait()
+
+    def _is_member(self, other: GroupNode) -> bool:
+        """Whether it is one of the group to which the other node belongs."""
+        with contextlib.suppress(MySQLdb.OperationalError):
+            return bool(other.query("SELECT 1 FROM performance_schema.replication_group_members WHERE member_host = %s",
+                                    [self.home.name]))
+        return False
 
 
 class Cluster:
@@ -151,7 +168,7 @@ class GroupReplication(Cluster):
         self.network = call("docker", "network", "create", "--label=slim-test", f"slim-test-{group}")
         self.nodes = nodes = [GroupNode(self.network) for _ in range(3)]
         for number, node in enumerate(nodes, 1):
-            node.join(group, number, ",".join(each.address for each in nodes))
+            node.join(group, number, nodes)
 
     def stop(self) -> None:
         super().stop()
