@@ -21,7 +21,7 @@ import slim
 TESTS = Path(__file__).parent.parent
 SHORT = ["put", "index", "versions", "transactions", "concurrency", "tables", "exactness", "layouts"]   # enough without --long
 WRITERS = 2                             # processes on each node
-SECONDS = 5                             # of writing before, between and after two kills
+SECONDS = 4                             # of writing before, between and after two kills
 LONG_KILLS = 60                         # with --long
 
 
