@@ -148,7 +148,7 @@ class Galera(Cluster):
     wait = "SET SESSION wsrep_sync_wait = 1"
 
     def __init__(self) -> None:
-        if not (GALERA.exists() and find("mariadbd") and find("mariadb-backup") and find("socat")):
+        if not (GALERA.exists() and find("wsrep_sst_mariabackup") and find("mariadb-backup") and find("socat")):
             install("mariadb-server", "galera-4", "mariadb-backup", "socat")
         groups = [free_port() for _ in range(3)]
         addresses = ",".join(f"127.0.0.1:{group}" for group in groups)
