@@ -1,7 +1,6 @@
 """What is compared: slim itself, and the shape that the others share."""
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from documents import PROPERTIES
 import slim
 
 Document = dict[str, Any]
+BATCH = 1000                    # documents of a transaction of put_many
 
 
 class Contestant:
@@ -22,7 +22,6 @@ class Contestant:
 
     name: ClassVar[str]
     server: ClassVar[str | None] = None         # the kind that it needs
-    indexless: ClassVar[bool] = True            # whether it is shown in the comparison without indexes, too
 
     def __init__(self, connect: dict[str, Any], x_port: int | None, indexed: bool) -> None:
         self.connect, self.x_port, self.indexed = connect, x_port, indexed
@@ -55,7 +54,7 @@ class Contestant:
         """How many documents of a user were read."""
         raise NotImplementedError
 
-    def scan(self) -> int:
+    def scan(self, _: object = None) -> int:
         """How many documents there are, all of them read."""
         raise NotImplementedError
 
@@ -84,7 +83,7 @@ class Slim(Contestant):
     def find(self, user: str) -> int:
         return len(self.indexes[0].get_all(self.store, user_id=user))
 
-    def scan(self) -> int:
+    def scan(self, _: object = None) -> int:
         return sum(1 for _ in self.store.scan())
 
     def close(self) -> None:
@@ -94,7 +93,3 @@ class Slim(Contestant):
 def connection(connect: dict[str, Any]) -> Any:
     """An autocommitting connection; times as slim's sessions have them."""
     return MySQLdb.connect(**connect, charset="utf8mb4", autocommit=True, init_command="SET time_zone = '+00:00'")
-
-
-def aware(moment: datetime.datetime) -> datetime.datetime:
-    return moment.replace(tzinfo=datetime.timezone.utc)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import MySQLdb
-from contestants import Contestant, Document, Slim, connection
+from contestants import BATCH, Contestant, Document, Slim, connection
 from documents import PROPERTIES
 from MySQLdb.constants import ER
 
@@ -45,8 +45,12 @@ class Floor(Contestant):
         self.connection.query(sql)
         return self.connection.store_result().fetch_row(0)
 
-    def ready(self, documents: Sequence[Document]) -> bytes:
-        """The packet that stores them: rows of an index in the order of its key, as slim writes them."""
+    def ready(self, documents: Sequence[Document]) -> list[bytes]:
+        """Packets that store them."""
+        return [self.packet(documents[start:start + BATCH]) for start in range(0, len(documents), BATCH)]
+
+    def packet(self, documents: Sequence[Document]) -> bytes:
+        """One transaction: rows of an index in the order of its key, as slim writes them."""
         literal = self.connection.literal
         ids = literal(tuple(sorted(document["id"] for document in documents)))
         rows = [b"(%s,_binary'%s')" % (literal(document["id"]), self.connection.escape_string(slim.encode(document)))
@@ -60,20 +64,23 @@ class Floor(Contestant):
                            name.encode(), name.encode(), b",".join(map(literal, values)))]
         return b";".join([*packet, b"COMMIT"])
 
-    def put(self, ready: bytes) -> None:
-        while True:
-            try:
-                return self.send(ready)
-            except MySQLdb.OperationalError as error:
-                if error.args[0] != ER.LOCK_DEADLOCK:
-                    raise
+    def put(self, ready: list[bytes]) -> None:
+        for packet in ready:
+            while not self.send(packet):
                 self.connection.query("ROLLBACK")
 
-    def send(self, packet: bytes) -> None:
+    def send(self, packet: bytes) -> bool:
+        """False after a deadlock."""
         mine = self.connection
-        mine.query(packet)
-        while mine.next_result() != -1:
-            pass
+        try:
+            mine.query(packet)
+            while mine.next_result() != -1:
+                pass
+        except MySQLdb.OperationalError as error:
+            if error.args[0] != ER.LOCK_DEADLOCK:
+                raise
+            return False
+        return True
 
     put_many = replace = put
 
@@ -86,7 +93,7 @@ class Floor(Contestant):
                           f"ON e.id = i.entity_id WHERE i.user_id = '{user}' ORDER BY i.entity_id LIMIT {PAGE}".encode())
         return len([slim.decode(row[3]) for row in rows])
 
-    def scan(self) -> int:
+    def scan(self, _: object = None) -> int:
         self.connection.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
         count = after = 0
         while rows := self.query(f"SELECT {COLUMNS} FROM entities WHERE added_id > {after} ORDER BY added_id "

@@ -14,6 +14,7 @@ class Original(Contestant):
     name = "2009"
 
     def open(self) -> None:
+        self.properties = list(PROPERTIES) if self.indexed else []
         Slim(self.connect, None, self.indexed).close()          # the same tables
         self.connection = connection(self.connect)
 
@@ -31,7 +32,7 @@ class Original(Contestant):
         entity, = ready
         self.execute("DELETE FROM entities WHERE id = %s", entity["id"])
         self.execute("INSERT INTO entities (id, body) VALUES (%s, _binary %s)", entity["id"], zlib.compress(pickle.dumps(entity)))
-        for name in PROPERTIES if self.indexed else ():
+        for name in self.properties:
             self.execute(f"DELETE FROM index_{name} WHERE entity_id = %s", entity["id"])
             self.execute(f"INSERT INTO index_{name} ({name}, entity_id) VALUES (%s, %s)", entity[name], entity["id"])
 
@@ -45,7 +46,7 @@ class Original(Contestant):
         ids = self.execute("SELECT entity_id FROM index_user_id WHERE user_id = %s", user)
         return len([self.get(id) for id, in ids])
 
-    def scan(self) -> int:
+    def scan(self, _: object = None) -> int:
         return len([pickle.loads(zlib.decompress(body)) for body, in self.execute("SELECT body FROM entities")])
 
     def close(self) -> None:

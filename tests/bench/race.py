@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """slim's rate divided by another's: the median of the rounds, and their middle half."""
+    """slim's rate divided by another's, or another's time by slim's: the median of the rounds, and their middle half."""
 
     middle: float
     low: float
@@ -84,7 +84,7 @@ def ratio(slim: Sequence[float], other: Sequence[float]) -> Ratio:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """In Markdown, with aligned columns."""
-    texts = [list(head), *([cell if isinstance(cell, str) else f"{cell:,.4g}" if isinstance(cell, float) else f"{cell:,}"
+    texts = [list(head), *([f"{cell:,.4g}" if type(cell) is float else f"{cell:,}" if type(cell) is int else f"{cell}"
                             for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     texts.insert(1, ["-" * width for width in widths])
