@@ -6,7 +6,7 @@ import random
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import demo
@@ -35,6 +35,11 @@ def synthetic(count: int, make_id: Any = ordered_id) -> list[dict[str, Any]]:
              "born": random.randrange(1920, 2020), "title": " ".join(random.choices(WORDS, k=5)),
              "text": " ".join(random.choices(WORDS, k=18)), "likes": random.randrange(100),
              "tags": random.sample(WORDS, 3)} for number in range(count)]
+
+
+def stream(count: int, make_id: Any = ordered_id) -> Iterator[dict[str, Any]]:
+    for start in range(0, count, 1000):
+        yield from synthetic(min(1000, count - start), make_id)
 
 
 def real() -> list[dict[str, Any]]:

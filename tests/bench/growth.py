@@ -2,40 +2,41 @@
 from __future__ import annotations
 
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":                      # the child process of `memory`
-    HERE = Path(__file__).resolve().parent
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
-
 import documents
-from contestants import Slim
+from contestants import BATCH, Slim, connection
+from goals import check
 from original import Original
 from peers import DocumentStore, SQLAlchemy
 from proxy import Proxy
-from race import Job, race, table
+from race import Job, race, ratio, table
 from server import Named, Server
+from spent import watched
 
 import slim
 
 DELAY = 0.001                   # seconds each way
 CALLS = 20
-MEMORY = 100_000                # entities that pass through the client while its memory is watched
+LEAST = 100_000                 # entities where there is nothing to compare but what must not grow
+MOST_RANDOM = 1_000_000         # random ids beyond that would take a night
+STORED = 20_000                 # documents whose bytes are counted
 
 
 def show(server: Named, sizes: Sequence[int], contest: Callable[..., Any]) -> None:
     if isinstance(server, Server):
         distance(server)
     size(server, sizes)
-    memory(server, max(MEMORY, sizes[-1]))
+    latest(server, max(LEAST, sizes[-1]))
+    memory(server, max(LEAST, sizes[-1]))
     stored_bytes(server, contest)
 
 
@@ -45,26 +46,29 @@ def distance(server: Named) -> None:
     with Proxy(server.connect["host"], server.connect["port"]) as proxy:
         for count in 0, 3, 10:
             with database(server) as connect:
-                indexes = [slim.Index(f"index_{number}", f"p{number}") for number in range(count)]
-                with slim.Datastore(**{**connect, "port": proxy.port}, indexes=indexes) as store:
-                    entity = {"id": "a", **{f"p{number}": "x" for number in range(10)}}
-                    rows.append([f"put, {count} indexes", *timed(proxy, lambda: store.put(entity))])  # noqa: B023
-                    if count == 10:
-                        ids = [store.put({"p0": "20"}) for _ in range(20)]
-                        rows += [["get", *timed(proxy, lambda: store.get("a"))],        # noqa: B023
-                                 ["get_many, 20 entities", *timed(proxy, lambda: store.get_many(ids))],     # noqa: B023
-                                 ["get_all, 20 entities", *timed(proxy, lambda: indexes[0].get_all(store, p0="20"))],   # noqa: B023
-                                 ["update", *timed(proxy, lambda: store.update("a", lambda entity: None))]]  # noqa: B023
-        with database(server) as connect:
-            original = Original({**connect, "port": proxy.port}, None, True)
-            users = documents.synthetic(20)
-            for each in users:
-                original.put([each])
-            rows += [["put, 3 indexes, 2009", *timed(proxy, lambda: original.put(users[:1]))],
-                     ["get_all, 20 entities, 2009", *timed(proxy, lambda: original.find(users[0]["user_id"]))]]
-            original.close()
+                for name, ours, theirs in calls({**connect, "port": proxy.port}, count):
+                    mine, other = timed(proxy, ours), timed(proxy, theirs) if theirs else ("", "")
+                    rows.append([name, *mine, *other])
+                    check(server.kind, f"round trips of {name}", mine[0], 2 if name == "update" else 1, at_least=False)
     print(f"\n### {server.kind}: a server that is {2 * DELAY * 1000:.0f} ms away\n")
-    print(table(["call", "round trips", "ms"], rows), flush=True)
+    print(table(["call", "round trips", "ms", "2009's round trips", "ms"], rows), flush=True)
+
+
+def calls(connect: dict[str, Any], count: int) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any] | None]]:
+    """Calls of a store with so many indexes, each as slim does it and as 2009 did."""
+    names = [*documents.PROPERTIES, *(f"p{number}" for number in range(7))][:count]
+    indexes = [slim.Index(f"index_{name}", {name: documents.PROPERTIES.get(name, str)}) for name in names]
+    entities = [{**each, **{f"p{number}": "x" for number in range(7)}} for each in documents.synthetic(20)]
+    ids, user = [each["id"] for each in entities], entities[0]["user_id"]
+    with slim.Datastore(**connect, indexes=indexes) as store, closing(Original(connect, None, False)) as original:
+        original.properties = names
+        store.put_many(entities)
+        yield f"put, {count} indexes", lambda: store.put(entities[0]), lambda: original.put(entities[:1])
+        if count == 10:
+            yield "get", lambda: store.get(ids[0]), lambda: original.get(ids[0])
+            yield "get_many, 20 entities", lambda: store.get_many(ids), lambda: [original.get(id) for id in ids]
+            yield "get_all, 20 entities", lambda: indexes[0].get_all(store, user_id=user), lambda: original.find(user)
+            yield "update", lambda: store.update(ids[0], lambda entity: None), None
 
 
 def timed(proxy: Proxy, call: Callable[[], Any]) -> tuple[float, str]:
@@ -81,28 +85,35 @@ def timed(proxy: Proxy, call: Callable[[], Any]) -> tuple[float, str]:
 
 
 def size(server: Named, sizes: Sequence[int]) -> None:
-    """The cost of a call with so many entities, whose ids are ordered by time or random. All stores take turns."""
-    rows = []
+    """The cost of a call with so many entities, whose ids are ordered by time, or random. Such stores take turns."""
+    cells: dict[tuple[str, int], list[Any]] = {}
     for make_id in documents.ordered_id, documents.random_id:
-        stores: list[Sized] = []
-        for count in sizes:
-            stores.append(Sized(server, count, make_id))
-        try:
-            for job in (Job("put", "put", lambda each, _: each.fresh(8), 40), Job("get", "get", lambda each, _: each.some(50), 20),
-                        Job("find", "find", lambda each, _: each.some_users(10), 20)):
-                seconds = race(job, stores)
-                first = statistics.median(seconds[stores[0].name])
-                for store in stores:
-                    rows.append([job.name if job.name != "find" else "find(limit=20)", make_id.__name__.replace("_", " "),
-                                 store.count, statistics.median(seconds[store.name]) * 1e6,
-                                 statistics.median(seconds[store.name]) / first])
-            rows += [["put_many", make_id.__name__.replace("_", " "), store.count, store.filled / store.count * 1e6,
-                      store.filled / store.count / (stores[0].filled / stores[0].count)] for store in stores]
-        finally:
+        with ExitStack() as stack:
+            stores = [stack.enter_context(closing(Sized(server, count, make_id))) for count in sizes
+                      if make_id is documents.ordered_id or count <= MOST_RANDOM]
+            found = {name: race(Job(name, method, make, rounds), stores) for name, method, make, rounds in (
+                ("put", "put", lambda each, _: each.fresh(8), 40), ("get", "get", lambda each, _: random.sample(each.ids, 50), 20),
+                ("find(limit=20)", "find", lambda each, _: random.sample(each.users, 10), 20))}
+            found["put_many"] = {store.name: [store.filled / store.count] * 2 for store in stores}
             for store in stores:
-                store.close()
-    print(f"\n### {server.kind}: with more entities\n")
-    print(table(["call", "ids", "entities", "µs", "times the first"], rows), flush=True)
+                for name, seconds in found.items():
+                    times = ratio(seconds[stores[0].name], seconds[store.name])
+                    cells.setdefault((name, store.count), []).extend([statistics.median(seconds[store.name]) * 1e6, times])
+                cells.setdefault(("bytes of each", store.count), []).extend([store.bytes(), ""])
+    print(f"\n### {server.kind}: with more entities, whose ids are ordered by time, or random\n")
+    print(table(["µs of", "entities", "ordered ids", "times the first", "random ids", "times the first"], [
+        [name, count, *row, *[""] * (4 - len(row))] for (name, count), row in sorted(cells.items())]), flush=True)
+    for name in "put", "get", "find(limit=20)":
+        what = f"{name} with {sizes[-1]:,} entities, times that with {sizes[0]:,}"
+        check(server.kind, what, cells[name, sizes[-1]][1], 1.5, at_least=False)
+    print(f"\nIds that slim made in one process sort in the order of their making: {sorts(server)}", flush=True)
+
+
+def sorts(server: Named) -> bool:
+    entities: list[dict[str, Any]] = [{"number": number} for number in range(10 * BATCH)]
+    with database(server) as connect, slim.Datastore(**connect) as store:
+        store.put_many(entities)
+    return entities == sorted(entities, key=lambda entity: str(entity["id"]))
 
 
 class Sized:
@@ -115,7 +126,7 @@ class Sized:
         self.ids: list[str] = []
         self.users: list[str] = []
         start = time.perf_counter()
-        self.slim.store.put_many(self.sampled(stream(count, make_id)))
+        self.slim.store.put_many(self.sampled(documents.stream(count, make_id)))
         self.filled = time.perf_counter() - start
 
     def sampled(self, entities: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -129,12 +140,6 @@ class Sized:
     def fresh(self, count: int) -> list[Any]:
         return [[each] for each in documents.synthetic(count, self.make_id)]
 
-    def some(self, count: int) -> list[str]:
-        return random.sample(self.ids, count)
-
-    def some_users(self, count: int) -> list[str]:
-        return random.sample(self.users, count)
-
     def put(self, ready: Any) -> None:
         self.slim.put(ready)
 
@@ -143,6 +148,9 @@ class Sized:
 
     def find(self, user: str) -> None:
         list(self.slim.indexes[0].find(self.slim.store, {"user_id": user}, reverse=True, limit=20))
+
+    def bytes(self) -> int:
+        return table_bytes(self.server, self.context.name) // self.count
 
     def close(self) -> None:
         self.slim.close()
@@ -164,51 +172,65 @@ class database:
         self.server.query(f"DROP DATABASE {self.name}")
 
 
-def stream(count: int, make_id: Callable[[int], str] = documents.ordered_id) -> Iterator[dict[str, Any]]:
-    for start in range(0, count, 1000):
-        yield from documents.synthetic(min(1000, count - start), make_id)
+def latest(server: Named, count: int) -> None:
+    """The latest twenty of a property that has one value in all entities: what the server reads for them, and its plan."""
+    index = slim.Index("index_user_id", "user_id")
+    with database(server) as connect, slim.Datastore(**connect, indexes=[index]) as store:
+        store.put_many({**each, "user_id": "bob"} for each in documents.stream(count))
+        times = []
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            with watched() as sent:
+                list(index.find(store, {"user_id": "bob"}, reverse=True, limit=20))
+            times.append(time.perf_counter() - start)
+        select = sent[1]
+        with closing(connection(connect)) as own:
+            def ask(sql: bytes) -> Any:
+                own.query(sql)
+                return own.store_result().fetch_row(0)
+
+            plan = " ".join(str(cell) for row in ask(b"EXPLAIN " + select) for cell in row)
+            own.query(b"FLUSH STATUS")
+            ask(select)
+            read = {name: int(value) for name, value in ask(b"SHOW SESSION STATUS") if name.startswith(("Handler_read", "Sort"))}
+    rows = read["Handler_read_prev"] + read["Handler_read_next"]
+    others = read["Handler_read_rnd"] + read["Handler_read_rnd_next"] + read["Sort_rows"] + ("filesort" in plan)
+    print(f"\n### {server.kind}: the latest twenty of {count:,} entities with the same user_id\n")
+    print(table(["ms", "index rows read in order", "rows read by their key", "rows sorted, or read otherwise"], [
+        [statistics.median(times) * 1000, rows, read["Handler_read_key"], others]]), flush=True)
+    check(server.kind, "index rows read for the latest twenty", rows, 20, at_least=False)
+    check(server.kind, "rows read by key for the latest twenty", read["Handler_read_key"], 22, at_least=False)
+    check(server.kind, "rows sorted for the latest twenty", others, 0, at_least=False)
 
 
 def memory(server: Named, count: int) -> None:
     """Peak of a client that puts and then scans so many entities, after a tenth of them and after all; in a child process."""
     with database(server) as connect:
-        done = subprocess.run([sys.executable, __file__, repr(connect), str(count)], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, Path(__file__).with_name("memory.py"), repr(connect), str(count)],
+                              capture_output=True, text=True, check=True)
+    rows = [[call, int(number), int(megabytes)] for call, number, megabytes in map(
+        lambda line: line.split(","), done.stdout.splitlines())]
     print(f"\n### {server.kind}: peak memory of the client\n")
-    rows = [line.split(",") for line in done.stdout.splitlines()]
-    print(table(["call", "entities", "MB"], [[call, int(count), int(megabytes)] for call, count, megabytes in rows]), flush=True)
-
-
-def watch(connect: dict[str, Any], count: int) -> None:
-    with slim.Datastore(**connect, indexes=[slim.Index("index_user_id", "user_id")]) as store:
-        print("start", 0, peak(), sep=",")
-        for part in count // 10, count - count // 10:
-            store.put_many(stream(part))
-            print("put_many", len(store), peak(), sep=",")
-        for number, _ in enumerate(store.scan(), 1):
-            if number in (count // 10, count):
-                print("scan", number, peak(), sep=",")
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+    print(table(["call", "entities", "MB"], rows), flush=True)
+    check(server.kind, f"peak memory with {count:,} entities, times that with a tenth", rows[-1][2] / rows[1][2], 1.2, False)
 
 
 def stored_bytes(server: Named, contest: Callable[..., Any]) -> None:
     """Of all tables with their keys, as the server tells them."""
     rows = []
-    for title, found in ("synthetic", documents.synthetic(20_000)), ("real", documents.real()):
-        with contest(server, [Slim, DocumentStore, SQLAlchemy], found) as contestants:
-            for each in contestants:
-                name = each.connect["database"]
-                tables = [table for table, in server.query(f"SHOW TABLES FROM {name}")]
-                for table_name in tables:
-                    server.query(f"ANALYZE TABLE {name}.`{table_name}`")
-                size, = server.query("SELECT SUM(data_length + index_length) FROM information_schema.tables "
-                                     "WHERE table_schema = %s", (name,))[0]
-                rows.append([title, each.name, int(size) // len(found)])
-    print(f"\n### {server.kind}: bytes stored for each document, three indexes\n")
-    print(table(["documents", "by", "bytes"], rows), flush=True)
+    for title, found in ("synthetic", documents.synthetic(STORED)), ("real", documents.real()[:STORED]):
+        sizes: dict[str, list[Any]] = {}
+        for indexed in True, False:
+            with contest(server, [Slim, DocumentStore, SQLAlchemy], found, indexed) as contestants:
+                for each in contestants:
+                    sizes.setdefault(each.name, []).append(table_bytes(server, each.connect["database"]) // len(found))
+        rows += [[title, name.replace("SQLAlchemy", "JSON column"), *both] for name, both in sizes.items()]
+    print(f"\n### {server.kind}: bytes stored for each document\n")
+    print(table(["documents", "by", "three indexes", "none"], rows), flush=True)
 
 
-if __name__ == "__main__":
-    watch(eval(sys.argv[1]), int(sys.argv[2]))
+def table_bytes(server: Named, name: str) -> int:
+    for table_name, in server.query(f"SHOW TABLES FROM {name}"):
+        server.query(f"ANALYZE TABLE {name}.`{table_name}`")
+    return int(server.query("SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE table_schema = %s",
+                            (name,))[0][0])
