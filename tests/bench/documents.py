@@ -7,6 +7,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import Any
 
 import demo
@@ -49,23 +50,19 @@ def real() -> list[dict[str, Any]]:
              "born": document.get("lines", 0)} for number, document in enumerate(found)]
 
 
-def levels(documents: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Rows of a table: zlib's level, bytes for each document, and microseconds to compress and decompress one."""
-    pickles = [pickle.dumps(document, 5) for document in documents[:2000]]
-    rows = []
-    for level in LEVELS:
-        bodies = [zlib.compress(data, level) for data in pickles]
-        rows.append([level, sum(map(len, bodies)) / len(bodies), _fastest(lambda data: zlib.compress(data, level), pickles),  # noqa: B023
-                     _fastest(zlib.decompress, bodies)])
-    return rows
-
-
-def _fastest(function: Any, arguments: Sequence[Any]) -> float:
-    """Microseconds of a call, in the fastest of five runs."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for argument in arguments:
-            function(argument)
-        times.append(time.perf_counter() - start)
-    return min(times) / len(arguments) * 1e6
+def levels(title: str, documents: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Rows of a table: zlib's level, bytes of a document, and microseconds of CPU to compress and decompress one, at best."""
+    pickles = [pickle.dumps(document, 5) for document in documents]
+    bodies = {level: [zlib.compress(data, level) for data in pickles] for level in LEVELS}
+    times: dict[int, list[list[float]]] = {level: [] for level in LEVELS}
+    for _ in range(7):
+        for level in LEVELS:                                    # in turn: what else the machine does hits all alike
+            start = time.thread_time()
+            for data in pickles:
+                zlib.compress(data, level)
+            middle = time.thread_time()
+            for body in bodies[level]:
+                zlib.decompress(body)
+            times[level].append([middle - start, time.thread_time() - middle])
+    return [[title, round(mean(map(len, pickles))), level, round(mean(map(len, bodies[level]))),
+             *(f"{min(column) / len(pickles) * 1e6:.1f}" for column in zip(*times[level]))] for level in LEVELS]

@@ -148,9 +148,12 @@ def whole(server: Named, times: int) -> None:
 
 
 def levels(real: list[dict[str, Any]]) -> None:
+    found = {"synthetic": documents.synthetic(2000), "real": random.sample(real, 2000),
+             "the largest real": sorted(real, key=lambda document: len(repr(document)))[-200:],
+             "30 synthetic in one": [{"parts": documents.synthetic(30)} for _ in range(200)]}
     print("\n### zlib's level\n")
-    for title, found in ("real documents", random.sample(real, 2000)), ("synthetic documents", documents.synthetic(2000)):
-        print(table([f"level, {title}", "bytes", "µs to compress", "µs to decompress"], documents.levels(found)), end="\n\n")
+    print(table(["documents", "pickled bytes", "level", "bytes", "µs to compress", "µs to decompress"], [
+        row for title, each in found.items() for row in documents.levels(title, each)]), flush=True)
 
 
 def bench(server: Named, options: argparse.Namespace, real: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
