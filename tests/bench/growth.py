@@ -26,8 +26,8 @@ import slim
 
 DELAY = 0.001                   # seconds each way
 CALLS = 20
-LEAST = 100_000                 # entities where there is nothing to compare but what must not grow
-MOST_RANDOM = 1_000_000         # random ids beyond that would take a night
+LEAST, MOST = 100_000, 1_000_000        # entities where what must not grow is looked at once
+MOST_RANDOM = 1_000_000         # entities with random ids; more would take a night
 STORED = 20_000                 # documents whose bytes are counted
 
 
@@ -35,8 +35,8 @@ def show(server: Named, sizes: Sequence[int], contest: Callable[..., Any]) -> No
     if isinstance(server, Server):
         distance(server)
     size(server, sizes)
-    latest(server, max(LEAST, sizes[-1]))
-    memory(server, max(LEAST, sizes[-1]))
+    for look in latest, memory:
+        look(server, min(max(LEAST, sizes[-1]), MOST))
     stored_bytes(server, contest)
 
 

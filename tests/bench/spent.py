@@ -90,8 +90,8 @@ def row(name: str, size: int, ours: Any, floor: Any, codec: Any, escape: Any, ca
     middle = parts[len(parts) // 4:-(len(parts) // 4)]
     total, coding, escaping, *_ = means = [sum(column) / len(middle) / size * 1e6 for column in zip(*middle)]
     bare = statistics.median(floors) / size * 1e6
-    return [name, *(f"{mean:,.1f}" for mean in [*means, bare]), f"{bare / total:.2f}",
-            f"{(bare + coding + escaping) / total:.2f}" if escape else ""]
+    encoding = f"{(bare + coding + escaping) / total:.2f}" if escape else ""
+    return [name, *(f"{mean:,.1f}" if mean else "" for mean in [*means, bare]), f"{bare / total:.2f}", encoding]
 
 
 def seconds(function: Callable[[Any], Any], argument: Any) -> float:
