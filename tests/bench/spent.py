@@ -63,7 +63,7 @@ def show(server: Named, contest: Callable[..., Any]) -> None:
         reads = [row(name, size, getattr(ours, name), getattr(floor, name), decode, None, calls) for name, size, calls in (
             ("get", 1, [(id, id, [bodies[id]]) for id in random.sample(sorted(bodies), 400)]),
             ("find", documents.USERS, [(user, user, found) for user, found in of_user.items()]),
-            ("scan", STANDING, [(None, None, [*bodies.values()])] * 5))]
+            ("scan", STANDING, [(None, None, [*bodies.values()])] * 9))]
         writes = []
         for name, size, count in ("put", 1, 200), ("put_many", 3 * BATCH, 5):
             calls = [(new := documents.synthetic(size), floor.ready(documents.synthetic(size)), new) for _ in range(count)]
