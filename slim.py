@@ -31,9 +31,11 @@ import argparse
 import collections
 import contextlib
 import copy
+import copyreg
 import datetime as dt
 import enum
 import fractions
+import functools
 import getpass
 import io
 import ipaddress
@@ -46,15 +48,18 @@ import pickletools
 import random
 import re
 import reprlib
+import socket
 import sys
 import textwrap
 import threading
 import time
+import types
 import uuid
 import weakref
 import zlib
 import zoneinfo
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,12 +74,13 @@ __version__ = "1.0.0"
 ANY = "any"                         # classes=ANY reads any pickle, as pickle does: for databases that only you write to
 MAX_SIZE = 64 << 20                 # bytes that a body may have when decompressed
 MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
-MAX_CONTAINERS = 1 << 20            # lists, dictionaries and sets of a body: one byte of it makes a set of 216 bytes
-MAX_TUPLES = 40_000                 # tuples and calls of a body: nested, each takes C's stack when hashed,
+MAX_OBJECTS = 1 << 20               # lists, dictionaries, sets and calls of a body: one byte of it makes a set of 216 bytes
+MAX_TUPLES = 40_000                 # tuples of a body, also of what dates are made from: nested, each takes C's stack when hashed
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
 LEVEL = 1                           # of zlib: below 2 kB all are within 3 %; at 10 kB 6 saves 11 % of bytes for 2.6 times the time
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
+CLOSED = "this Datastore is closed; open another"
 DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
@@ -85,12 +91,12 @@ COMMENTS = "slim index", "slim unique index"    # by its comment an index table 
 LOST = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, CR.SERVER_LOST, CR.SERVER_LOST_EXTENDED,
         CR.SERVER_HANDSHAKE_ERR, ER.UNKNOWN_COM_ERROR, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT,
         ER.OPTION_PREVENTS_STATEMENT, 1836, 1927, 2027, 3100, 4031}
-# Rolled back, and worth another try; 3101: Group Replication did so at COMMIT. DUP_ENTRY: two were inserting one id.
-AGAIN = LOST | {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.DUP_ENTRY, ER.NO_SUCH_TABLE, 3101}
+# Rolled back, and worth another try; 3101: Group Replication did so at COMMIT, 8002, 8022: TiDB. DUP_ENTRY: two were
+# inserting one id. SUBQUERY_NO_1_ROW: CHECK_DELETED found none.
+AGAIN = LOST | {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.DUP_ENTRY, ER.SUBQUERY_NO_1_ROW, ER.NO_SUCH_TABLE, 3101, 8002, 8022}
 DENIED = {ER.DBACCESS_DENIED_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.SPECIFIC_ACCESS_DENIED_ERROR, ER.OPTION_PREVENTS_STATEMENT}
 
 T = TypeVar("T")
-_UTC = dt.timezone.utc
 Progress = Callable[..., Iterable[Any]]
 Connection = Any                    # MySQLdb's stubs type neither its connections nor their results
 
@@ -164,21 +170,22 @@ SELECT_ENTITY = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s
 SELECT_PAGE = "SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"
 SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities ORDER BY added_id DESC LIMIT %s OFFSET %s"
 SELECT_HISTORY = "SELECT added_id, id, updated, body FROM entities_history WHERE id IN %s ORDER BY number DESC"
-SELECT_RECENT = "SELECT id, body FROM entities_history WHERE id IN %s AND updated >= NOW() - INTERVAL %s SECOND"
+SELECT_RECENT = "SELECT id, body FROM {} WHERE id IN %s AND updated >= NOW() - INTERVAL %s SECOND"
 SELECT_VERSION = "SELECT id, added_id FROM entities WHERE id IN %s"
-SELECT_STAMP = "SELECT added_id, updated FROM entities WHERE id = %s"
+SELECT_STAMP = "SELECT added_id, updated FROM entities WHERE id IN %s"
 SELECT_COUNT = "SELECT COUNT(*), COALESCE(MAX(added_id), 0) FROM entities"
-DELETE_ENTITY = "DELETE FROM entities WHERE id IN %s"
-EXACTLY = " AND CAST(CONVERT({} USING utf8mb4) AS BINARY) IN %s"     # where the table's collation would delete Bob for bob
+CHECK_DELETED = b"SELECT IF(ROW_COUNT() = 1, 1, (SELECT 1 UNION SELECT 2))"  # else 1242, which ends the packet
+DELETE_ENTITY = "DELETE FROM entities WHERE id IN %(ids)s"
+EXACTLY = " AND CAST(CONVERT({} USING utf8mb4) AS BINARY) IN %(ids)s"     # where the table's collation would delete Bob for bob
 GUARDED = " AND NOT EXISTS (SELECT 1 FROM {})"       # always true; keeps the guard from being renamed until COMMIT
-INSERT_ENTITY = "INSERT INTO entities (id, body, updated) VALUES "   # 2009's `updated` has no default
+INSERT_ENTITY = b"INSERT INTO entities (id, body, updated) VALUES "  # 2009's `updated` has no default
 INSERT_HISTORY = """INSERT INTO entities_history (id, number, added_id, updated, body)
  SELECT e.id, 1 + (SELECT COALESCE(MAX(h.number), 0) FROM entities_history AS h WHERE h.id = e.id), e.added_id,
   e.updated, e.body FROM entities AS e WHERE e.id IN %s"""      # numbered, as added_id need not rise in commit order
 DELETE_HISTORY = "DELETE FROM entities_history WHERE id IN %s"
-DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %s"
+DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
-SELECT_ROW = "SELECT entity_id, {names} FROM {table} WHERE entity_id IN %s FOR UPDATE"
+LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
 SELECT_MATCH = """SELECT e.added_id, e.id, e.updated, e.body FROM {table} AS i STRAIGHT_JOIN entities AS e
@@ -201,72 +208,69 @@ class Entity(dict[Any, Any]):
         return dict, (), None, None, iter(self.items())
 
 
-class _Sealed(type):
-    """Stands for a class while a body is read: it can be called as `_make` allows, but not altered by BUILD."""
-
-    real: Any
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return _make(cls.real, cls.real, args, kwargs)
-
-    def __setstate__(cls, state: Any) -> None:
-        raise pickle.UnpicklingError(f"a body may not alter {cls.real!r}")
-
-
-def _seal(real: Any) -> _Sealed:
-    return _Sealed("sealed", (), {"real": real, "__new__": lambda cls, *args, **kwargs: _make(
-        real, lambda *args, **kwargs: real.__new__(real, *args, **kwargs), args, kwargs)})
+def _object(cls: Any, args: Sequence[Any], state: Any) -> Any:
+    """An application's object. Pickle has opcodes for it, NEWOBJ and BUILD, by which a body could alter a class, too."""
+    value = cls.__new__(cls, *args)
+    if hasattr(cls, "__setstate__"):
+        value.__setstate__(state)
+    elif state is not None and not isinstance(value, enum.Enum):        # an enum's member is the process's own
+        attributes, slots = state if isinstance(state, tuple) else (state, {})
+        vars(value).update(attributes or {}) if attributes else None
+        for name in slots:
+            setattr(value, name, slots[name])
+    return value
 
 
-def _make(real: Any, make: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-    """make(*args), unless that would unroll into memory what takes no bytes in the body."""
-    args = tuple(arg.real if isinstance(arg, _Sealed) else arg for arg in args)
-    if real in _KNOWN.values():
-        if (real in _FACTORIES and args or kwargs or any(isinstance(arg, _LAZY) for arg in args)
-                or real is bytearray and not all(isinstance(arg, (bytes, str)) for arg in args)
-                or real is fractions.Fraction and ("e" in str(args).lower() or "d" in str(args).lower())):
-            raise pickle.UnpicklingError(f"a body may not call {real!r} so")
-        if real in _PLAIN and real is not Decimal and args and isinstance(args[0], str):
-            args = args[0].encode("utf-8", "surrogateescape"), *args[1:]        # how Python 2 wrote dates
-    return make(*args, **kwargs)
+def _defaultdict(factory: str) -> Any:
+    return collections.defaultdict(_FACTORIES[factory])
 
 
-def _getattr(cls: Any, name: str) -> Any:
-    if (cls, name) != (zoneinfo.ZoneInfo, "_unpickle") and not (issubclass(cls, enum.Enum) and name in cls.__members__):
-        raise pickle.UnpicklingError(f"a body may not take {name!r} of {cls!r}")
-    return getattr(cls, name)                                   # how ZoneInfo and some enums are written
+def _of_items(cls: Any, items: Any = (), *more: Any) -> Any:
+    if not isinstance(items, (list, tuple, dict)):              # of a range it would fill the memory
+        raise TypeError(f"a body may not make a {cls.__name__} of a {type(items).__name__}")
+    return cls(items, *more)
 
 
-# What a body may name. C's own value types cannot be altered, and are used as they are; the others are sealed.
-_PLAIN = dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone, Decimal
-_LAZY = range, ipaddress.IPv4Network, ipaddress.IPv6Network
-_FACTORIES = int, str, float, bool, bytes, list, dict, tuple, object            # a defaultdict's; called without arguments
+def _python_2(cls: Any, state: Any, *more: Any) -> Any:
+    return cls(state.encode("utf-8", "surrogateescape") if isinstance(state, str) else state, *more)
+
+
+# What a body may name: classes and functions of which no call makes more than the body has. Sets and the like are opcodes.
+_DATES = dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone
+_PATHS = pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath
+_FACTORIES = {cls.__name__: cls for cls in (int, str, float, bool, bytes, list, dict, set, tuple)} | {"None": None}
 _KNOWN: dict[tuple[str, str], Any] = {(cls.__module__, cls.__name__): cls for cls in (
-    *_PLAIN, *_LAZY, *_FACTORIES, complex, slice, bytearray, set, frozenset, fractions.Fraction, uuid.UUID,
-    zoneinfo.ZoneInfo, collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque,
-    ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Interface, ipaddress.IPv6Interface)}
-_KNOWN |= {(module, cls.__name__): cls for module in ("pathlib", "pathlib._local") for cls in (
-    pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath)}
-_KNOWN |= {("builtins", "getattr"): _getattr, ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
-           ("copyreg", "_reconstructor"): lambda cls, *_: cls.__new__(cls)}     # bytes and objects of old protocols
-_KNOWN |= {({"builtins": "__builtin__", "copyreg": "copy_reg"}.get(module, module), name): value      # Python 2's names
-           for (module, name), value in _KNOWN.items()}
-_SEALED = {key: _seal(value) for key, value in _KNOWN.items()}
-_MODERN = {key: value if value in _PLAIN else _SEALED[key] for key, value in _KNOWN.items()}   # from protocol 3 on
-
-# The opcodes that a body may have; strings from 256 bytes on are stepped over in _check_opcodes. Not among them are EXT,
-# INST, OBJ and PERSID, and a PUT to so high a place that C's memo, an array, would fill the memory.
-_OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdlb012.\x81\x8f\x90\x91\x92\x93]{1,99}|[\x8cC\x8aU](?:"
-                      + rb"|".join(b"%s.{%d}" % (re.escape(bytes([n])), n) for n in range(256)) + rb")\x94?|K.|M..|"
-                      rb"[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|c[^\n]*\n[^\n]*\n){0,1000}")
-_TUPLES, _CONTAINERS = (b"\x85", b"\x86", b"\x87", b"t", b"R", b"\x81", b"\x92"), (b"]", b"}", b"l", b"d", b"\x8f", b"\x91")
-_COUNTED = {ord("X"): 4, ord("B"): 4, ord("T"): 4, 0x8b: 4, 0x8d: 8, 0x8e: 8, 0x96: 8}  # opcodes with a long count first
+    *_DATES, Decimal, complex, range, slice, dict, uuid.UUID, zoneinfo.ZoneInfo, collections.OrderedDict, ipaddress.IPv4Address,
+    ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network, ipaddress.IPv4Interface, ipaddress.IPv6Interface)} | {
+    (module, cls.__name__): cls for module in ("pathlib", "pathlib._local") for cls in _PATHS} | {    # the latter in 3.13
+    ("slim", "_object"): _object, ("slim", "_defaultdict"): _defaultdict,
+    ("collections", "deque"): functools.partial(_of_items, collections.deque),
+    ("collections", "Counter"): functools.partial(_of_items, collections.Counter),
+    ("fractions", "Fraction"): lambda *pair: fractions.Fraction(*map(operator.index, pair))}
+_KNOWN_2 = {("__builtin__", cls.__name__): cls for cls in (set, frozenset, complex, list, dict, object)} | {     # Python 2's
+    ("collections", cls.__name__): cls for cls in (collections.OrderedDict, collections.defaultdict, collections.deque)} | {
+    ("datetime", cls.__name__): functools.partial(_python_2, cls) for cls in _DATES} | {
+    ("decimal", "Decimal"): Decimal, ("uuid", "UUID"): uuid.UUID, ("copy_reg", "_reconstructor"): lambda cls, *_: cls.__new__(cls)}
 
 
-def _check_opcodes(data: bytes) -> None:
+def _opcodes(more: bytes) -> re.Pattern[bytes]:
+    """Runs of the opcodes that a body may have, but for strings from 256 bytes on. Not among them are EXT, INST, OBJ, PERSID,
+    and a PUT to so high a place that C's memo, an array, would fill the memory."""
+    short = b"|".join(b"%s.{%d}" % (re.escape(bytes([n])), n) for n in range(256))
+    return re.compile(rb"(?s:[" + more + rb"\x94N\x88\x89\x85\x86\x87()\]}eausRtdl012.\x8f\x90\x91\x93]{1,99}|[\x8cC\x8aU](?:"
+                      + short + rb")\x94?|K.|M..|[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|"
+                      rb"c[^\n]*\n[^\n]*\n){0,1000}")
+
+
+_OPCODES, _OPCODES_2 = _opcodes(b""), _opcodes(b"b\x81")        # Python 2's UUIDs need BUILD; with their names it is harmless
+_COUNTED = {ord("X"): 4, ord("B"): 4, ord("T"): 4, 0x8b: 4, 0x8d: 8, 0x8e: 8, 0x96: 8}      # opcodes with a long count first
+_TUPLES, _OBJECTS = (b"\x85", b"\x86", b"\x87", b"t"), (b"]", b"}", b"l", b"d", b"\x8f", b"\x91", b"R", b"\x81")
+
+
+def _check_opcodes(data: bytes, allowed: re.Pattern[bytes]) -> None:
     position = 0
     while position < len(data):
-        start, position = position, _OPCODES.match(data, position).end()    # type: ignore[union-attr]
+        start, position = position, allowed.match(data, position).end()     # type: ignore[union-attr]
         if position == start:
             width = _COUNTED.get(data[position])
             if width is None:
@@ -274,65 +278,65 @@ def _check_opcodes(data: bytes) -> None:
             position += 1 + width + int.from_bytes(data[position + 1:position + 1 + width], "little")
     if position > len(data):
         raise pickle.UnpicklingError("it is cut short")
-    if len(data) > MAX_TUPLES < sum(data.count(code) for code in _TUPLES + _CONTAINERS):    # perhaps, but most will be text
-        tuples = containers = 0
+    if len(data) > MAX_TUPLES < sum(map(data.count, _TUPLES + _OBJECTS)):       # perhaps, but most will be text
+        tuples = objects = 0
         for opcode, _, _ in pickletools.genops(data):
             tuples += (code := opcode.code.encode("latin1")) in _TUPLES
-            containers += code in _CONTAINERS
-            if tuples > MAX_TUPLES or containers > MAX_CONTAINERS:
-                raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates and the like, or {MAX_CONTAINERS:,} "
-                                             "lists, dictionaries and sets: more than one entity may have")
+            objects += code in _OBJECTS
+            if tuples > MAX_TUPLES or objects > MAX_OBJECTS:
+                raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates and the like, or {MAX_OBJECTS:,} lists, "
+                                             "dictionaries and sets: more than one entity may have")
 
 
 class _Unpickler(pickle.Unpickler):
     """Reads what `_check_opcodes` let through. Nothing is imported: a name is allowed, known, or Untrusted."""
 
     classes: Mapping[tuple[str, str], Any] = {}
-    known = _MODERN
-    members: dict[Any, Any]
-
-    def load(self) -> Any:
-        self.members = {}
-        try:
-            return super().load()
-        finally:                                                # an enum's member is the process's own: BUILD may not alter it
-            for member in self.members:
-                if vars(member) != (state := self.members[member]):
-                    vars(member).clear()
-                    vars(member).update(state)
-                    raise pickle.UnpicklingError(f"a body may not alter {member!r}")
+    known: Mapping[tuple[str, str], Any] = _KNOWN
 
     def find_class(self, module: str, name: str) -> Any:
         found = self.classes.get((module, name)) or self.known.get((module, name))
         if found is None:
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
                             "classes=[…]), or all by classes=slim.ANY, if nobody else can write to the database")
-        if isinstance(found, _Sealed) and isinstance(found.real, enum.EnumMeta):
-            self.members |= {member: dict(vars(member)) for member in list[Any](found.real)}
         return found
 
 
 class _Pickler(pickle.Pickler):
-    doubtful = False                                            # whether anything else than plain values was met
+    dispatch_table = collections.ChainMap[Any, Any]({
+        uuid.UUID: lambda value: (uuid.UUID, (value.hex,)),
+        zoneinfo.ZoneInfo: lambda value: (zoneinfo.ZoneInfo, (value.key,)),
+        fractions.Fraction: lambda value: (fractions.Fraction, (value.numerator, value.denominator)),
+        collections.defaultdict: lambda value: (_defaultdict, (getattr(value.default_factory, "__name__", "None"),), None, None,
+                                                iter(value.items()))}, copyreg.dispatch_table)
+    doubtful = False                                            # whether it met more than is always read again
 
     def reducer_override(self, value: Any) -> Any:
-        self.doubtful = self.doubtful or type(value) not in _PLAIN
-        return NotImplemented
+        if type(value) in _DATES or type(value) is Decimal:
+            return NotImplemented
+        self.doubtful = True
+        if type(value) in self.dispatch_table or isinstance(value, (type, types.FunctionType)):
+            return NotImplemented
+        call, args, state, *more = reduced = (*value.__reduce_ex__(PROTOCOL), None, None)[:5]
+        if call is copyreg.__newobj__:                          # type: ignore[attr-defined]
+            return _object, (args[0], args[1:], state), None, *more
+        return reduced
 
 
 def _allowed(classes: Any) -> Any:
-    return classes if classes == ANY or isinstance(classes, Mapping) else {
-        (cls.__module__, cls.__qualname__): _seal(cls) for cls in classes}
+    return classes if classes == ANY or type(classes) is dict else {(cls.__module__, cls.__qualname__): cls for cls in classes}
 
 
 def _load(data: bytes, allowed: Any) -> Any:
     if allowed == ANY:
         return pickle.loads(data, encoding="utf-8", errors="surrogateescape")
-    _check_opcodes(data)
     unpickler = _Unpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
-    unpickler.classes = allowed
-    if data[:1] != b"\x80" or data[1] < 3:                      # as Python 2 wrote it
-        unpickler.known = _SEALED
+    if data[:1] == b"\x80" and data[1] > 2:
+        unpickler.classes = allowed
+        _check_opcodes(data, _OPCODES)
+    else:                                                       # as Python 2 wrote it
+        unpickler.known = _KNOWN_2
+        _check_opcodes(data, _OPCODES_2)
     return unpickler.load()
 
 
@@ -377,15 +381,13 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
     return entity
 
 
-_made = 0                                                       # the time of the newest id, in 1/4096 ms
-_made_lock = threading.Lock()
+_made, _made_lock = [0], threading.Lock()                       # the time of the newest id, in 1/4096 ms
 
 
 def _new_id() -> str:
     """A UUID of version 7 (RFC 9562, method 3: 12 further bits of time). Those of a process sort as they were made."""
-    global _made
     with _made_lock:
-        _made = made = max(_made + 1, time.time_ns() * 4096 // 1_000_000)
+        _made[0] = made = max(_made[0] + 1, time.time_ns() * 4096 // 1_000_000)
     number = (made >> 12) << 80 | 7 << 76 | (made & 0xfff) << 64 | 2 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
     return str(uuid.UUID(int=number))
 
@@ -407,37 +409,41 @@ def _quote(name: str) -> str:
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"
 
 
-def _bind(connection: Connection, sql: str, *args: Any) -> bytes:
-    return sql.encode() % tuple(map(connection.literal, args))
-
-
-def _bind_rows(connection: Connection, sql: str, rows: Iterable[Sequence[Any]], end: bytes = b")") -> bytes:
-    return _bind(connection, sql) + b",".join([connection.literal(row)[:-1] + end for row in rows])
+def _literal(connection: Connection, value: Any) -> bytes:
+    if type(value) is str:                                      # the short way for what is frequent
+        return bytes(connection.string_literal(value.encode()))
+    return b"%d" % value if type(value) is int else bytes(connection.literal(value))
 
 
 SQL_TYPES: dict[type, str] = {
     str: "VARCHAR(191)", int: "BIGINT", float: "DOUBLE", bool: "TINYINT(1)", bytes: "VARBINARY(191)",
     Decimal: "DECIMAL(65,30)", dt.date: "DATE", dt.datetime: "DATETIME(6)", uuid.UUID: "BINARY(16)"}
-_KINDS: dict[str, tuple[type, int]] = {             # for each of MySQL's types the Python type, and bits
-    "varchar": (str, 0), "char": (str, 0), "varbinary": (bytes, 0), "binary": (bytes, 0), "double": (float, 0),
-    "decimal": (Decimal, 0), "date": (dt.date, 0), "datetime": (dt.datetime, 0), "tinyint": (int, 8), "smallint": (int, 16),
-    "mediumint": (int, 24), "int": (int, 32), "bigint": (int, 64)}
-_TYPE = re.compile(r"(\w+)(?:\((\d+)(?:,(\d+))?\))?( unsigned)?", re.IGNORECASE)
+_BITS = {"tinyint": 8, "smallint": 16, "mediumint": 24, "int": 32, "bigint": 64}
+_PYTHON: dict[Any, type] = {"varchar": str, "char": str, "varbinary": bytes, "binary": bytes, "double": float, "decimal": Decimal,
+                            "date": dt.date, "datetime": dt.datetime, **dict.fromkeys(_BITS, int)}
+_FITS: dict[type, Callable[[Any, Any], bool]] = {               # what is rounded or cut would not be found again
+    str: lambda column, text: len(text) <= column.size and _is_unicode(text) and not (column.name == "char" and text[-1:] == " "),
+    bytes: lambda column, data: len(data) <= column.size and (column.name != "binary" or len(data) == column.size),
+    int: lambda column, number: column.low <= number <= column.high,
+    float: lambda column, number: abs(number) < float("inf"),
+    Decimal: lambda column, number: number.is_finite() and -number.as_tuple().exponent <= column.scale and (
+        not number or number.adjusted() < column.size - column.scale),
+    dt.datetime: lambda column, moment: moment.microsecond % 10 ** (6 - column.size) == 0}
 
 
-class _Type:
-    """The type of an indexed property: what Python has, what MySQL has, and what fits."""
+class _Column:
+    """A property of an index: its type in Python and in MySQL, and what fits."""
 
     def __init__(self, declared: Any) -> None:
         self.sql: Any = SQL_TYPES.get(declared, declared) if isinstance(declared, type) else declared
-        parts = _TYPE.fullmatch(re.sub(r"\s*([(,])\s*|\s+(?=\))", r"\1", self.sql)) if isinstance(self.sql, str) else None
-        if not parts or parts[1].lower() not in _KINDS:
+        parts = re.fullmatch(r"(\w+) *(?:\( *(\d+) *(?:, *(\d+) *)?\))?( +unsigned)?", str(self.sql).lower())
+        if not isinstance(self.sql, str) or not parts or parts[1] not in _PYTHON:
             raise TypeError(f"{declared!r} is no type for a property; take one of {', '.join(cls.__name__ for cls in SQL_TYPES)}, "
-                            f"or as a string one of {', '.join(_KINDS)}")
-        self.name, self.size, self.scale = parts[1].lower(), int(parts[2] or 0), int(parts[3] or 0)
-        python, bits = _KINDS[self.name]
-        self.python: Any = {("tinyint", 1): bool, ("binary", 16): uuid.UUID}.get((self.name, self.size), python)
-        self.range = range(1 << bits) if parts[4] else range(-(1 << bits) // 2, (1 << bits) // 2)
+                            f"or as a string one of {', '.join(_PYTHON)}")
+        self.name, self.size, self.scale = parts[1], int(parts[2] or 0), int(parts[3] or 0)
+        self.python: Any = {("tinyint", 1): bool, ("binary", 16): uuid.UUID}.get((self.name, self.size), _PYTHON[self.name])
+        values = 1 << _BITS.get(self.name, 0)
+        self.low, self.high = (0, values - 1) if parts[4] else (-values // 2, values // 2 - 1)
 
     def to_sql(self, value: Any) -> Any:
         """The value as the driver binds it. Raises TypeError or ValueError with the reason alone."""
@@ -445,23 +451,11 @@ class _Type:
             value = float(value)
         if type(value) is not self.python:
             raise TypeError(f"is declared {self.python.__name__}, but is of type {type(value).__name__}")
-        if not self._fits(value):
+        if self.python in _FITS and not _FITS[self.python](self, value):
             raise ValueError(f"does not fit into {self.sql}")
         if self.python is dt.datetime and value.tzinfo is not None:
-            return value.astimezone(_UTC).replace(tzinfo=None)
+            return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
         return int(value) if self.python is bool else value.bytes if self.python is uuid.UUID else value
-
-    def _fits(self, value: Any) -> bool:
-        if self.python in (str, bytes):
-            low = self.size if self.name == "binary" else 0
-            if self.name == "char" and value[-1:] == " ":       # which MySQL would drop
-                return False
-            return low <= len(value) <= self.size and (self.python is bytes or _is_unicode(value))
-        if self.python is Decimal:                              # exactly: what is rounded would not be found
-            places = -value.as_tuple().exponent if value.is_finite() else self.scale + 1
-            return places <= self.scale and (not value or value.adjusted() < self.size - self.scale)
-        return (value in self.range if self.python is int else abs(value) < float("inf") if self.python is float else
-                self.python is not dt.datetime or value.microsecond % 10 ** (6 - self.size) == 0)
 
 
 _Term = tuple[str, str, Any]        # property, sign, and the value as SQL has it
@@ -491,7 +485,8 @@ class Index:
         if not names or len({name.casefold() for name in [*names, "entity_id"]}) <= len(names):
             raise ValueError(f"index {table}: give at least one property, each once, and none called entity_id, not {names!r}")
         self.table, self.unique, self._names = table, unique, ", ".join(map(_quote, names))
-        self.types = {name: _Type(properties[name] if isinstance(properties, Mapping) else str) for name in names}
+        self.types = {name: _Column(properties[name] if isinstance(properties, Mapping) else str) for name in names}
+        self.standing, self.exact, self.delete, self.insert = table, True, b"", b""     # filled by _standing
 
     def __repr__(self) -> str:
         types = {name: column.sql for name, column in self.types.items()}
@@ -511,13 +506,30 @@ class Index:
 
         limit: the most entities. after: the last Entity of the page before, to go on behind it.
         """
-        ranged = [name for name in self.types if isinstance(match.get(name), slice)]
-        return self._find(datastore, self._terms(match), ranged[:1], "<" if reverse else ">", limit, after)
+        terms, left = self._terms(match), sys.maxsize if limit is None else limit
+        ranged = [name for name in self.types if isinstance(match.get(name), slice)][:1]
+        columns, sign = [f"i.{_quote(name)}" for name in (*ranged, "entity_id")], "<" if reverse else ">"
+        while left > 0:
+            where, args = _where(terms)
+            if after is not None:                               # (column, id) > (…, …) in a form that both servers range over
+                last = [*(self._value(name, after[name]) for name in ranged), after["id"]]
+                where += f" AND {columns[0]} {sign}= %s AND ({columns[0]} {sign} %s OR {columns[-1]} {sign} %s)"
+                args += [last[0], last[0], last[-1]]
+            size = min(left, PAGE)
+            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where,
+                              order=", ".join([column + " DESC" * reverse for column in columns]))
+            for after in map(datastore._entity, rows):
+                if self._has(after, terms):
+                    left -= 1
+                    yield after
+            if len(rows) < size:
+                return
 
     def count(self, datastore: Datastore, **match: Any) -> int:
         """How many entities match; 0 where none does."""
-        if not datastore._catalogue.exact.get(self.table, True):    # the table takes Bob for bob: look at the entities
-            return sum(1 for _ in self.find(datastore, match))
+        known = datastore._catalogue.indexes.get(self.table)
+        if known and not known.exact:                           # the table takes Bob for bob: look at the entities
+            return len(self.get_all(datastore, **match))
         where, args = _where(self._terms(match))
         return int(self._read(datastore, COUNT_MATCH, args, where=where)[0][0])
 
@@ -532,45 +544,45 @@ class Index:
         progress: anything called as tqdm.tqdm is. Returns the number of rows it had to change: 0, all was right.
         Raises TypeError, ValueError or Duplicate for an entity that the index cannot have, with its id.
         """
-        if datastore._refresh().tables.get(self.table) == self.table + BUILDING:
+        known = datastore._refresh().indexes.get(self.table)
+        if known and known.standing != self.table:
             datastore._rename()                                 # from here on every writer knows the table, or fails
         count, last = datastore._read(SELECT_COUNT)[0]
         # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
         rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
-        changed, after, batch = 0, "", dict[str, Any]()
+        changed, after, wrong = 0, "", dict[str, Any]()
         for version, id, updated, body, found, *row in progress(rows, total=count) if progress else rows:
             try:
                 wanted = self._row(datastore._entity((version, id, updated, body)))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"entity {id!r}: {error}") from error
             if wanted != (None if found is None else tuple(row)):
-                batch[id] = version, wanted
-            if len(batch) == BATCH:
-                changed, batch = changed + self._rewrite(datastore, batch), {}
-        changed += self._rewrite(datastore, batch)
-        while orphans := self._read(datastore, SELECT_ORPHANS, (after, BATCH)):
-            changed += self._rewrite(datastore, {id: (0, None) for id, in orphans})
-            after = orphans[-1][0]
+                wrong[id] = version, wanted
+            if len(wrong) == BATCH:
+                changed, wrong = changed + self._rewrite(datastore, wrong), {}
+        changed += self._rewrite(datastore, wrong)
+        while orphans := [id for id, in self._read(datastore, SELECT_ORPHANS, (after, BATCH))]:
+            changed, after = changed + self._rewrite(datastore, dict.fromkeys(orphans, (0, None))), orphans[-1]
         datastore._rename((self.table + BUILDING, self.table))
         return changed
 
     def create(self, datastore: Datastore) -> None:
         """Creates the table where it is missing, to be populated. Raises Error with the statement where that is denied."""
-        if (known := datastore._refresh().indexes.get(self.table)) is not None:
-            if [(name, t.python) for name, t in known.types.items()] != [(name, t.python) for name, t in self.types.items()]:
-                raise ValueError(f"index table {self.table} stands as {known!r}, not as {self!r}: remove it, or take another name")
-            return
+        known = datastore._refresh().indexes.get(self.table)
+        if known and [(name, t.python) for name, t in known.types.items()] != [(name, t.python) for name, t in self.types.items()]:
+            raise ValueError(f"index table {self.table} stands as {known!r}, not as {self!r}: remove it, or take another name")
         names = [_quote(name) for name in self.types]
-        datastore._create(CREATE_INDEX.format(
-            table=_quote(self.table + BUILDING), id=datastore._catalogue.id_type, comment=COMMENTS[self.unique],
-            columns=", ".join(f"{name} {column.sql} NOT NULL" for name, column in zip(names, self.types.values())),
-            key=self._names + ", entity_id" * (not self.unique), more="".join(f", KEY ({name})" for name in names[1:])))
+        if not known:
+            datastore._create(CREATE_INDEX.format(
+                table=_quote(self.table + BUILDING), id=datastore._catalogue.id_type, comment=COMMENTS[self.unique],
+                columns=", ".join(f"{name} {column.sql} NOT NULL" for name, column in zip(names, self.types.values())),
+                key=self._names + ", entity_id" * (not self.unique), more="".join(f", KEY ({name})" for name in names[1:])))
 
     def drop(self, datastore: Datastore) -> None:
         """Drops the table, if it stands."""
         datastore._refresh()
         datastore._rename()                                     # waits for transactions that know the table
-        datastore._read(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
+        datastore._define(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
         datastore._refresh()
 
     def _row(self, entity: Mapping[Any, Any]) -> tuple[Any, ...] | None:
@@ -581,8 +593,6 @@ class Index:
         return tuple([self._value(name, value) for name, value in zip(self.types, values)])
 
     def _value(self, name: str, value: Any) -> Any:
-        if name not in self.types:
-            raise TypeError(f"index {self.table} has no property {name!r}; it has {', '.join(self.types)}")
         try:
             return self.types[name].to_sql(value)
         except (TypeError, ValueError) as error:
@@ -592,36 +602,17 @@ class Index:
     def _terms(self, match: Mapping[str, Any]) -> list[_Term]:
         terms = list[_Term]()
         for name, asked in match.items():
+            if name not in self.types:
+                raise TypeError(f"index {self.table} has no property {name!r}; it has {', '.join(self.types)}")
             if isinstance(asked, slice):
-                ends = (">=", asked.start), ("<", asked.stop), ("=", asked.step)     # of a step there is no sense
-                terms += [(name, sign, self._value(name, end)) for sign, end in ends if end is not None]
+                terms += [(name, sign, self._value(name, end)) for sign, end in ((">=", asked.start), ("<", asked.stop))
+                          if end is not None]
             else:
                 one_of = asked if isinstance(asked, (set, frozenset, list)) else [asked]
                 terms.append((name, "IN", tuple([self._value(name, value) for value in one_of]) or (None,)))
-            if name not in self.types:
-                self._value(name, asked)
         return terms
 
-    def _find(self, datastore: Datastore, terms: Sequence[_Term], ranged: Sequence[str], sign: str, limit: int | None,
-              after: Entity | None) -> Iterator[Entity]:
-        columns = [f"i.{_quote(name)}" for name in (*ranged, "entity_id")]
-        order = ", ".join(column + (" DESC" if sign == "<" else "") for column in columns)
-        while limit is None or limit > 0:
-            where, args = _where(terms)
-            if after is not None:                               # (column, id) > (…, …) in a form that both servers range over
-                last = [*(self._value(name, after[name]) for name in ranged), after["id"]]
-                where += f" AND {columns[0]} {sign}= %s AND ({columns[0]} {sign} %s OR {columns[-1]} {sign} %s)"
-                args += [last[0], last[0], last[-1]]
-            size = PAGE if limit is None else min(limit, PAGE)
-            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where, order=order)
-            for after in map(datastore._entity, rows):
-                if self._matches(after, terms):
-                    limit = None if limit is None else limit - 1
-                    yield after
-            if len(rows) < size:
-                return
-
-    def _matches(self, entity: Entity, terms: Iterable[_Term]) -> bool:
+    def _has(self, entity: Entity, terms: Iterable[_Term]) -> bool:
         try:
             return all(_SIGNS[sign](self.types[name].to_sql(entity.get(name)), value) for name, sign, value in terms)
         except (TypeError, ValueError):                         # the row is not of this entity
@@ -629,14 +620,18 @@ class Index:
 
     def _read(self, datastore: Datastore, statement: str, args: Sequence[Any], **parts: str) -> Any:
         """Rows of a statement. What is asked of an index goes to the populated table alone, the rest to the one that stands."""
-        table = self.table if parts else datastore._catalogue.tables.get(self.table, self.table)
-        try:
-            return datastore._read(statement.format(table=_quote(table), names=self._names, **parts), *args)
-        except MySQLdb.ProgrammingError as error:
-            if _code(error) != ER.NO_SUCH_TABLE:
-                raise
-            raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, "
-                               "Index.populate fills it") from error
+        known = datastore._catalogue.indexes.get(self.table, self)
+        sql = statement.format(table=_quote(self.table if parts else known.standing), names=self._names, **parts)
+
+        def attempt(lost: int) -> Any:
+            try:
+                return datastore._ask(sql, *args)
+            except MySQLdb.ProgrammingError as error:
+                if _code(error) != ER.NO_SUCH_TABLE:
+                    raise
+                raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, "
+                                   "Index.populate fills it") from error
+        return datastore._run(attempt)
 
     def _rewrite(self, datastore: Datastore, wanted: Mapping[str, Any]) -> int:
         """Makes the rows of some ids right: wanted is {id: (version, row)}; version 0 is a row without an entity.
@@ -645,56 +640,65 @@ class Index:
         and then the entity looked for; who is about to insert it waits for the row, who has done so is seen.
         An entity of another version was put in between, with its rows.
         """
-        def attempt(connection: Connection, _: int) -> int:
-            catalogue, ids = datastore._local.catalogue, tuple(sorted(wanted))
-            table = catalogue.tables.get(self.table, self.table)
-            select = SELECT_ROW.format(table=_quote(table), names=self._names)
-            _, locked, found, standing = [rows for _, rows in datastore._send(connection, b"BEGIN", *(
-                _bind(connection, sql, ids) for sql in (SELECT_VERSION + " FOR UPDATE", select, SELECT_VERSION)))]
-            versions, rows = {**dict.fromkeys(dict(standing), -1), **dict(locked)}, {id: tuple(row) for id, *row in found}
-            wrong = {id: row for id, (version, row) in wanted.items()
-                     if versions.get(id, 0) == version and rows.get(id) != row}
-            try:
-                datastore._send(connection, *self._replace(connection, catalogue, wrong), b"COMMIT")
-            except MySQLdb.IntegrityError as error:
-                datastore._recover(connection, error)
-                datastore._explain(connection, self, wrong)
-                raise
-            return len(wrong)
-        return datastore._repeat(attempt) if wanted else 0
+        def attempt(lost: int) -> int:
+            known, ids = datastore._catalogue.indexes[self.table], tuple(sorted(wanted))
+            with datastore.transaction():
+                locked, _, standing = datastore._transact(*[datastore._bind(sql, ids) for sql in (
+                    SELECT_VERSION + " FOR UPDATE", LOCK_ROW.format(table=_quote(known.standing)), SELECT_VERSION)])
+                versions = {**dict.fromkeys(dict(standing), -1), **dict(locked)}
+                rows = {id: row for id, (version, row) in wanted.items() if versions.get(id, 0) == version}
+                if rows:
+                    datastore._apply([], rows, {known: rows})
+                return len(rows)
+        return datastore._run(attempt) if wanted else 0
 
-    def _replace(self, connection: Connection, catalogue: _Catalogue, rows: Mapping[str, Any],
-                 fresh: bool = False) -> Iterator[bytes]:
+    @classmethod
+    def _standing(cls, table: str, columns: Mapping[str, Any]) -> Index:
+        """The index whose table stands, from {column: (type, collation, the table's comment)}."""
+        (*_, comment), *_ = columns.values()
+        index = cls(table.removesuffix(BUILDING), {name: columns[name][0] for name in columns if name != "entity_id"},
+                    unique=comment == COMMENTS[True])
+        index.standing, index.exact = table, all(collation in EXACT for _, collation, _ in columns.values())
+        delete = DELETE_ROW + EXACTLY.format("entity_id") * (not index.exact)
+        index.delete = delete.format(table=_quote(table)).encode()
+        index.insert = INSERT_ROW.format(table=_quote(table), names=index._names).encode() % ()
+        return index
+
+    def _statements(self, connection: Connection, rows: Mapping[str, Any], ids: bytes, fresh: bool) -> list[bytes]:
         """Statements that replace the rows of these ids, in the order of the key, which spares pages, and deadlocks."""
-        table, ids = catalogue.tables.get(self.table, self.table), tuple(sorted(rows))
-        delete = DELETE_ROW + EXACTLY.format("entity_id") * (not catalogue.exact.get(table, True))
-        if rows and not fresh:
-            yield _bind(connection, delete.format(table=_quote(table)), *[ids] * delete.count("%s"))
-        if values := sorted((*row, id) for id, row in rows.items() if row is not None):
-            yield _bind_rows(connection, INSERT_ROW.format(table=_quote(table), names=self._names), values)
+        values = [b"(" + b",".join([_literal(connection, value) for value in row]) + b")"
+                  for row in sorted([(*row, id) for id, row in rows.items() if row is not None])]
+        return [self.delete % {b"ids": ids}] * (not fresh) + [self.insert + b",".join(values)] * bool(values)
+
+    def _explain(self, datastore: Datastore, rows: Mapping[str, Any]) -> None:
+        """Raises Duplicate if others have these values."""
+        owners: dict[Any, str] = {}
+        select = SELECT_OWNER.format(table=_quote(self.standing), names=self._names)
+        for id, row in rows.items():
+            if row is not None:
+                others = datastore._read(select, row, tuple(rows))
+                if others or row in owners:
+                    raise Duplicate(self, others[0][0] if others else owners[row], row)
+                owners[row] = id
 
 
 class _Catalogue(NamedTuple):
-    """What stands in the database; index tables by the index's name, and whose text compares exactly by the table's."""
+    """What stands in the database."""
 
     guards: list[str]
     history: bool
     indexes: dict[str, Index]
-    tables: dict[str, str]
-    exact: dict[str, bool]
-    id_type: str
-
-    def stamp(self) -> Any:
-        return self.guards, self.history, self.tables
+    id_type: str                                                # an index's entity_id is of the same, or a join is slow
+    guarded: str                                                # what names the guard in a WHERE
+    delete: bytes                                               # DELETE_ENTITY, with what this database needs
 
 
 class _Local(threading.local):
     connection: Connection = None
     depth = 0                                                   # of transaction()
-    doomed = False                                              # a call in the transaction failed: no way but back
+    open = False                                                # a transaction is begun on the connection
+    doomed = False                                              # a call in transaction() failed: no way but back
     committing = False                                          # a packet was sent that ends with COMMIT
-    answered = False                                            # its first statement went through
-    catalogue: Any = None                                       # from which the packet was made
 
 
 class Datastore:
@@ -713,11 +717,8 @@ class Datastore:
                          "charset": "utf8mb4", "binary_prefix": True, "autocommit": True,
                          "conv": {**conversions, FIELD_TYPE.TIMESTAMP: _to_utc}}
         self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
-        self._connections, self._local = weakref.WeakSet[Any](), _Local()
-        self._catalogue = _Catalogue([], False, {}, {}, {}, "VARCHAR(36)")
-        if hasattr(os, "register_at_fork"):
-            forget = weakref.WeakMethod(self._forget)
-            os.register_at_fork(after_in_child=lambda: (forget() or bool)())
+        self._pid, self._local, self._connections = os.getpid(), _Local(), weakref.WeakSet[Any]()
+        self._catalogue = _Catalogue([], False, {}, "VARCHAR(36)", "", b"")
         self._local.connection = self._open()                   # a wrong password is told at once, not tried again
         self._create_tables(history)
         for index in indexes:
@@ -738,8 +739,8 @@ class Datastore:
         expect: the version that it must replace (0: there must be none), else Conflict. Raises TypeError or ValueError for
         what cannot be stored or indexed, Duplicate, and Unknown if `expect` was given and the connection lost in COMMIT.
         """
-        id, whole, body = self._prepare(entity)
-        self._store({id: whole}, {id: body}, expect, fresh="id" not in entity)
+        id, *change = self._prepare(entity)
+        self._write({id: change}, expect)
         entity["id"] = id
         return id
 
@@ -750,23 +751,25 @@ class Datastore:
         """
         if progress:
             entities = progress(entities, total=len(entities) if isinstance(entities, Collection) else None)
-        names = {name for index in self._catalogue.indexes.values() for name in index.types}
-        count, size, pending = 0, 0, dict[str, Any]()
-        for entity in entities:
-            id, whole, body = self._prepare(entity)
-            weight = 2 * len(body) + 8 * sum(len(str(whole.get(name))) for name in names)   # when escaped, at the most
-            if len(pending) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
-                self._put_batch(pending)
-                size, pending = 0, {}
-            pending.pop(id, None)                               # so that it is inserted where it came last
-            count, size, pending[id] = count + 1, size + weight, (entity, whole, body)
-        self._put_batch(pending)
+        count, written = 0, futures.Future[None]()
+        written.set_result(None)
+        with futures.ThreadPoolExecutor(1) as writer:           # writes a batch on its own connection while the next is prepared
+            try:
+                for pending, more, is_last in self._batches(entities, batch):
+                    written.result()
+                    count += more
+                    if is_last or self._local.depth:
+                        self._put_batch(pending)
+                    else:
+                        written = writer.submit(self._put_batch, pending)
+            finally:
+                written.result()
         return count
 
     def get(self, id: str, *, version: int | None = None) -> Entity | None:
         """The entity, or None. version: that one of its versions, where history is kept."""
         for row in self._read(SELECT_ENTITY, [_check_id(id)]):
-            if row[1] == id and version in (None, row[0]):
+            if row[1] == id and version in (None, row[0]):      # a table typed by hand may take Bob for bob
                 return self._entity(row)
         versions = self.history(id) if version is not None and self._catalogue.history else []
         return next((entity for entity in versions if entity.version == version), None)
@@ -774,8 +777,8 @@ class Datastore:
     def get_many(self, ids: Iterable[str]) -> dict[str, Entity]:
         """{id: entity} of those that there are, in the order asked for."""
         asked = list(dict.fromkeys(map(_check_id, ids)))
-        found = {entity["id"]: entity for start in range(0, len(asked), PAGE)
-                 for entity in self._select(SELECT_ENTITY, asked[start:start + PAGE])}
+        found = {row[1]: self._entity(row) for start in range(0, len(asked), PAGE)
+                 for row in self._read(SELECT_ENTITY, asked[start:start + PAGE])}
         return {id: found[id] for id in asked if id in found}
 
     def delete(self, id: str, *, expect: int | None = None, history: bool = False) -> bool:
@@ -783,15 +786,24 @@ class Datastore:
 
         expect: as for `put`. history: True erases all its versions as well.
         """
-        return self._store({_check_id(id): None}, {}, expect, history)
+        try:
+            self._write({_check_id(id): (None, None, None)}, expect, erase=history)
+        except KeyError:
+            if history and self._catalogue.history:
+                self._run(lambda lost: self._transact(self._bind(DELETE_HISTORY, [id])))
+            return False
+        return True
 
     def update(self, id: str, change: Callable[[Entity], Any], default: dict[Any, Any] | None = None) -> Entity:
         """Reads the entity, lets `change` alter it in place, and stores it, atomically: `change` is called as often as it takes.
 
-        default: where to begin if there is none; else that is a KeyError. Returns the entity as stored.
+        default: where to begin if there is none; else that is a KeyError. Returns the entity as stored. Raises Unknown if
+        the connection was lost in COMMIT, and what `put` raises.
         """
         _check_id(id)
-        return self._repeat(lambda connection, _: self._update(connection, id, change, default), once=True)
+        while (entity := self._run(lambda lost: self._try_update(id, change, default), once=True)) is None:
+            pass                                                # there was none, and another has put one meanwhile
+        return entity
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -799,22 +811,24 @@ class Datastore:
 
         The block is yours, and is not run again: a deadlock (1213) or lost connection inside is raised, with nothing done.
         """
-        local, outer = self._local, self._local.depth == 0
-        if outer:
-            self._repeat(lambda connection, _: self._send(connection, b"BEGIN"))
-        connection, local.depth = local.connection, local.depth + 1
+        local = self._here()
+        if self._closed:
+            raise Error(CLOSED)
+        local.depth += 1
         try:
             yield
-            if outer:
-                self._commit(connection)
+            if local.doomed:
+                raise Error(DOOMED)
+            if local.depth == 1 and local.open and local is self._here():   # not in a child that was forked inside
+                self._commit(local)
         except BaseException as error:
             local.doomed = True
-            if outer:
-                self._recover(connection, error)
+            if local.depth == 1:
+                self._roll_back(local, error)
             raise
         finally:
             local.depth -= 1
-            local.doomed = local.doomed and not outer
+            local.doomed = local.doomed and local.depth > 0
 
     def scan(self, *, progress: Progress | None = None) -> Iterator[Entity]:
         """Every entity as of now, oldest put first, in pages, on a connection of its own: put and delete meanwhile.
@@ -845,7 +859,7 @@ class Datastore:
         """
         if not self._catalogue.history and not self._refresh().history:
             raise Error("no history is kept here: open the database once with Datastore(…, history=True)")
-        return list(self._select(SELECT_HISTORY, [_check_id(id)]))
+        return [self._entity(row) for row in self._read(SELECT_HISTORY, [_check_id(id)]) if row[1] == id]
 
     def schema(self, *, limit: int | None = None, progress: Progress | None = None) -> Schema:
         """The different types of dictionary that are stored. limit: look only at so many, those put last."""
@@ -868,7 +882,7 @@ class Datastore:
         self._names.add(index.table)
         index.create(self)
         try:
-            if populate and self._catalogue.tables[index.table] != index.table:
+            if populate and self._catalogue.indexes[index.table].standing != index.table:
                 index.populate(self, progress=progress)
         except (TypeError, ValueError, Duplicate):              # the entities are not such that they could have it
             index.drop(self)
@@ -882,14 +896,15 @@ class Datastore:
 
     def close(self) -> None:
         """Closes all connections; a call that another thread has under way fails, and so does any call after it."""
+        self._here()
         self._closed = True
-        for connection in list(self._connections):
-            with contextlib.suppress(MySQLdb.Error):            # one in use: its thread's call fails, and lets it go
-                connection.close()
+        for connection in list(self._connections):              # at the socket: its thread may be using the rest
+            with contextlib.suppress(MySQLdb.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
 
     # Entities
 
-    def _prepare(self, entity: Any) -> tuple[str, dict[Any, Any], bytes]:
+    def _prepare(self, entity: Any) -> tuple[str, dict[Any, Any], bytes, Any]:
         if not isinstance(entity, dict):
             raise TypeError(f"an entity is a dict, not {reprlib.repr(entity)} of type {type(entity).__name__}")
         id = _check_id(entity["id"]) if "id" in entity else _new_id()
@@ -898,7 +913,7 @@ class Datastore:
         if len(body) > min(MAX_BODY, self._max_packet):
             raise ValueError(f"entity {id!r} has {len(body)} bytes when compressed; MEDIUMBLOB takes {MAX_BODY}, the server's "
                              f"max_allowed_packet {self._max_packet}")
-        return id, whole, body
+        return id, whole, body, entity
 
     def _entity(self, row: Sequence[Any]) -> Entity:
         version, id, updated, body = row
@@ -911,107 +926,41 @@ class Datastore:
         entity.version, entity.updated = version, updated
         return entity
 
-    def _select(self, statement: str, ids: Sequence[str]) -> Iterator[Entity]:
-        # a table made by hand may take Bob for bob, so the answer is looked at
-        return (self._entity(row) for row in self._read(statement, ids) if row[1] in ids)
-
     def _scan(self, connection: Connection) -> Iterator[Entity]:
         with contextlib.closing(connection):
             yield from map(self._entity, _pages(
-                lambda after, size: self._send(connection, _bind(connection, SELECT_PAGE, after, size))[0][1]))
+                lambda after, size: self._send(connection, self._bind(SELECT_PAGE, after, size))[0]))
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
-    def _store(self, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None = None,
-               erase: bool = False, fresh: bool = False) -> bool:
-        if expect is not None and (type(expect) is not int or expect < 0):
-            raise TypeError(f"expect is the version of an entity, or 0 for none, not {reprlib.repr(expect)}")
-
-        begun = time.monotonic()
-
-        def attempt(connection: Connection, lost: int) -> bool:
-            if lost and bodies:                                 # if it was done, once more would be a version more
-                rows = {(id, body) for _, id, _, body in self._read(SELECT_ENTITY, tuple(bodies))}
-                if self._catalogue.history:                     # where another may have put over it since
-                    rows |= {*self._read(SELECT_RECENT, tuple(bodies), int(time.monotonic() - begun) + 2)}
-                if bodies.items() <= rows:
-                    return True
-            if expect is not None:
-                id, = wholes
-                found = dict(self._lock(connection, SELECT_VERSION, id)).get(id, 0)
-                if found != expect:
-                    raise Conflict(id, expect, found)
-            return self._write(connection, wholes, bodies, expect, erase, fresh and not lost)[0][0] > 0
-        return self._repeat(attempt, once=expect is not None)
+    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[dict[str, Any], int, bool]]:
+        """What `_write` takes, how many entities these were (of one id, the last stands), and whether it is the last."""
+        names = {name for index in self._catalogue.indexes.values() for name in index.types}
+        count, size, pending = 0, 0, dict[str, Any]()
+        for entity in entities:
+            id, whole, body, _ = self._prepare(entity)
+            weight = 2 * len(body) + 8 * sum([len(str(whole[name])) for name in names if name in whole])    # escaped, at the most
+            if len(pending) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
+                yield pending, count, False
+                count, size, pending = 0, 0, {}
+            pending.pop(id, None)                               # so that it is inserted where it came last
+            count, size, pending[id] = count + 1, size + weight, (whole, body, entity)
+        yield pending, count, True
 
     def _put_batch(self, pending: Mapping[str, Any]) -> None:
         if pending:
-            self._store({id: whole for id, (_, whole, _) in pending.items()}, {id: body for id, (_, _, body) in pending.items()},
-                        fresh=not any("id" in entity for entity, _, _ in pending.values()))
-        for id, (entity, _, _) in pending.items():
+            self._write(pending)
+        for id, (_, _, entity) in pending.items():
             entity["id"] = id
 
-    def _lock(self, connection: Connection, statement: str, id: str) -> Any:
+    def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
         # The guard before the row: who held the row and waited for the guard, behind a rename, would stop who is to end first.
-        begin, guards = [b"BEGIN"] * (self._local.depth == 0), self._local.catalogue.guards[:1]
-        select = statement + "".join(map(GUARDED.format, guards)) + " FOR UPDATE"
-        return self._send(connection, *begin, _bind(connection, select, [id]))[-1][1]
-
-    def _write(self, connection: Connection, wholes: Mapping[str, Any], bodies: Mapping[str, bytes], expect: int | None,
-               erase: bool = False, fresh: bool = False, tail: Sequence[bytes] = ()) -> list[tuple[int, Any]]:
-        """Deletes the entities, inserts those that have bodies, and all index rows. Returns the results from the DELETE on.
-
-        expect: the version that was found, and is to be replaced; another's put since then is a duplicate key. fresh: the
-        ids were made for this write, so that there are no rows of them to be deleted.
-        """
-        catalogue, joined, ids = self._local.catalogue, self._local.depth > 0, tuple(sorted(wholes))
-        versions = () if expect is None else (expect,)
-        begin = [b"BEGIN"] * (expect is None and not joined)
-        # Delete before insert, and not REPLACE: under a unique index that would remove another entity's row.
-        delete = (DELETE_ENTITY + EXACTLY.format("id") * (not catalogue.exact["entities"])
-                  + " AND added_id = %s" * len(versions) + "".join(map(GUARDED.format, catalogue.guards[:1])))
-        packet = [_bind(connection, delete, *[ids] * (delete.count("%s") - len(versions)), *versions)]
-        if bodies:
-            packet.append(_bind_rows(connection, INSERT_ENTITY, bodies.items(), b",CURRENT_TIMESTAMP)"))
-        if catalogue.history and (bodies or erase):
-            packet.append(_bind(connection, INSERT_HISTORY if bodies else DELETE_HISTORY, ids))
-        for index in catalogue.indexes.values():
-            rows = {id: None if whole is None else index._row(whole) for id, whole in wholes.items()}
-            packet += index._replace(connection, catalogue, rows, fresh)
-        packet = begin + packet + [*tail] + [b"COMMIT"] * (not joined)
-        if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
-            raise ValueError(f"entity {ids[0]!r} needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
-        self._local.committing = not joined
-        try:
-            return self._send(connection, *packet)[len(begin):]
-        except MySQLdb.IntegrityError as error:
-            self._recover(connection, error)
-            for index in filter(lambda index: index.unique, catalogue.indexes.values()):
-                self._explain(connection, index, {id: whole and index._row(whole) for id, whole in wholes.items()})
-            for id, _ in self._send(connection, _bind(connection, SELECT_VERSION, ids))[0][1]:
-                if id not in wholes:
-                    raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
-                                f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}") from error
-            raise
-
-    def _explain(self, connection: Connection, index: Index, rows: Mapping[str, Any]) -> None:
-        """Raises Duplicate if others have these values. Else another was just inserting the same id: the write is repeated."""
-        owners: dict[Any, str] = {}
-        select = SELECT_OWNER.format(table=_quote(self._catalogue.tables[index.table]), names=index._names)
-        for id, row in rows.items():
-            if row:
-                others = self._send(connection, _bind(connection, select, row, tuple(rows)))[0][1]
-                if others or row in owners:
-                    raise Duplicate(index, others[0][0] if others else owners[row], row)
-                owners[row] = id
-
-    def _update(self, connection: Connection, id: str, change: Callable[[Entity], Any], default: Any) -> Entity:
-        local = self._local
-        stored = [self._entity(row) for row in self._lock(connection, SELECT_ENTITY, id) if row[1] == id]
+        select, local = SELECT_ENTITY + self._catalogue.guarded + " FOR UPDATE", self._local
+        stored = [self._entity(row) for row in self._transact(self._bind(select, [id]), last=False)[0] if row[1] == id]
         if not stored and default is None:
             raise KeyError(id)
         entity = stored[0] if stored else Entity({**copy.deepcopy(default), "id": id})
-        begun, local.depth = local.depth == 0, local.depth + 1  # what change calls joins in
+        local.depth += 1                                        # what change calls joins in
         try:
             change(entity)
         finally:
@@ -1020,16 +969,85 @@ class Datastore:
             raise Error(DOOMED)
         if entity.get("id") != id:
             raise ValueError(f"change made {reprlib.repr(entity.get('id'))} of the id {id!r}; put that as an entity of its own")
-        _, whole, body = self._prepare(entity)
-        found = stored[0].version if stored else 0
-        results = self._write(connection, {id: whole}, {id: body}, found, tail=[_bind(connection, SELECT_STAMP, id)])
-        entity.version, entity.updated = results[-1 - begun][1][0]
+        _, *changed = self._prepare(entity)
+        try:
+            entity.version, entity.updated = self._write({id: changed}, None if stored else 0, stamp=True)[-1][0]
+        except Conflict:
+            return None
         return entity
+
+    def _write(self, changes: Mapping[str, Any], expect: int | None = None, *, erase: bool = False, stamp: bool = False) -> Any:
+        """Deletes entities, inserts those that have a body, and rewrites all their index rows: one packet, one transaction.
+
+        changes: {id: (whole, body, the caller's dictionary)}, of a delete three times None. Returns rows, SELECT_STAMP's for
+        `stamp` the last. Raises KeyError if there is none to be deleted.
+        """
+        if expect is not None and (type(expect) is not int or expect < 0):
+            raise TypeError(f"expect is the version of an entity, or 0 for none, not {reprlib.repr(expect)}")
+        begun, bodies = time.monotonic(), {id: body for id, (_, body, _) in changes.items() if body is not None}
+
+        def attempt(lost: int) -> Any:
+            if lost and bodies and self._is_done(bodies, time.monotonic() - begun):
+                return []
+            catalogue, ids = self._catalogue, tuple(sorted(changes))
+            packet = [catalogue.delete % {b"ids": self._bind("%s", ids)}]
+            if expect is not None:
+                packet[0] += b" AND added_id = %d" % expect
+            # Who deletes none has no lock, and another may put one before the index rows are deleted: so they must not be.
+            packet += [CHECK_DELETED] * bool(expect or not bodies)
+            if bodies:
+                packet.append(INSERT_ENTITY + b",".join([self._bind("(%s,%s,CURRENT_TIMESTAMP)", *row) for row in bodies.items()]))
+            if catalogue.history and (bodies or erase):
+                packet.append(self._bind(INSERT_HISTORY if bodies else DELETE_HISTORY, ids))
+            rows = {index: {id: whole and index._row(whole) for id, (whole, _, _) in changes.items()}
+                    for index in catalogue.indexes.values()}
+            fresh = not lost and all(whole is not entity for whole, _, entity in changes.values())  # ids made for this write
+            return self._apply(packet, changes, rows, [self._bind(SELECT_STAMP, ids)] * stamp, fresh, expect)
+        return self._run(attempt, once=expect is not None)
+
+    def _apply(self, packet: list[bytes], ids: Iterable[str], rows: Mapping[Index, Mapping[str, Any]], tail: Sequence[bytes] = (),
+               fresh: bool = False, expect: int | None = None) -> list[Any]:
+        """Sends a packet with what replaces the ids' rows of indexes, and raises what its failure means.
+
+        That may be that another was just inserting the same id: then the error is one to be tried again.
+        """
+        ids = tuple(sorted(ids))
+        listed = self._bind("%s", ids)
+        for index, found in rows.items():
+            packet += index._statements(self._local.connection, found, listed, fresh)
+        try:
+            return self._transact(*packet, *tail)
+        except MySQLdb.Error as error:
+            if _code(error) in (ER.DUP_ENTRY, ER.SUBQUERY_NO_1_ROW):
+                self._explain(error, ids, rows, expect)
+            raise
+
+    def _is_done(self, bodies: Mapping[str, bytes], seconds: float) -> bool:
+        """Whether a write whose COMMIT was lost was done: once more would be a version more."""
+        table = "entities_history" if self._catalogue.history else "entities"       # another may have put over it since
+        return bodies.items() <= {*self._read(SELECT_RECENT.format(table), tuple(bodies), int(seconds) + 2)}
+
+    def _explain(self, error: MySQLdb.Error, ids: Sequence[str], rows: Mapping[Index, Any], expect: int | None) -> None:
+        if not self._local.depth:
+            self._roll_back(self._local, error)
+        for index in rows:
+            if index.unique:
+                index._explain(self, rows[index])
+        if expect is not None:
+            found = dict(self._read(SELECT_VERSION, ids)).get(ids[0], 0)
+            if found != expect:
+                raise Conflict(ids[0], expect, found)
+        if _code(error) == ER.SUBQUERY_NO_1_ROW and not expect:
+            raise KeyError(ids[0])
+        for id, _ in self._read(SELECT_VERSION, ids):
+            if id not in ids:
+                raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
+                            f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}") from error
 
     # The catalogue
 
     def _create_tables(self, history: bool) -> None:
-        if "entities" not in self._refresh().exact:
+        if not self._refresh().delete:
             self._create(CREATE_ENTITIES)
         if history and not self._catalogue.history:
             self._create(CREATE_HISTORY)
@@ -1042,32 +1060,28 @@ class Datastore:
         """Reads what stands. The guard first: what is added later renames it, and a write that knows this name fails."""
         named = "entities", "entities_history", *self._names, *(name + BUILDING for name in self._names)
         for _ in range(100):                                    # MariaDB reads a directory, and may miss what is just renamed
-            guards, rows = [rows for _, rows in self._repeat(
-                lambda connection, _: self._send(connection, _bind(connection, SELECT_GUARDS),
-                                                 _bind(connection, SELECT_CATALOGUE, COMMENTS, named)))]
+            guards, rows = self._run(lambda lost: self._send(self._local.connection, self._bind(SELECT_GUARDS),
+                                                             self._bind(SELECT_CATALOGUE, COMMENTS, named)))
             if guards or not self._catalogue.guards:
                 break
             time.sleep(0.01)
-        columns: dict[str, list[Any]] = {}
-        for table, *column in rows:
-            columns.setdefault(table, []).append(column)
-        indexes, tables, id_type = {}, {}, "VARCHAR(36)"
-        for table in columns.keys() - {"entities", "entities_history"}:
-            name = table.removesuffix(BUILDING)
-            types = {column: sql for column, sql, _, _ in columns[table] if column != "entity_id"}
-            indexes[name], tables[name] = Index(name, types, unique=columns[table][0][3] == COMMENTS[True]), table
-        for column, sql, collation, _ in columns.get("entities", ()):
-            if column == "id":                                  # an index's entity_id is of the same type, or a join is slow
-                id_type = sql + (f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else "")
-        exact = {table: all(column[2] in EXACT for column in columns[table]) for table in columns}
+        columns: dict[str, dict[str, Any]] = {}
+        for table, column, sql, collation, comment in rows:
+            columns.setdefault(table, {})[column] = sql, collation, comment
+        id_type, delete, guarded = "VARCHAR(36)", "", "".join([GUARDED.format(_quote(guard)) for guard, in guards[:1]])
+        if "entities" in columns:
+            id_type, collation, _ = columns["entities"]["id"]
+            id_type += f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else ""
+            delete = DELETE_ENTITY + EXACTLY.format("id") * (collation not in EXACT) + guarded
+        indexes = [Index._standing(table, columns[table]) for table in sorted(columns.keys() - {"entities", "entities_history"})]
         catalogue = self._catalogue = _Catalogue([guard for guard, in guards], "entities_history" in columns,
-                                     dict(sorted(indexes.items())), tables, exact, id_type)
+                                                 {index.table: index for index in indexes}, id_type, guarded, delete.encode())
         return catalogue                                        # another thread's may be older
 
     def _create(self, statement: str) -> None:
         statement += TABLE_OPTIONS + str(EXACT[self._mariadb])
         try:
-            self._read(statement)
+            self._define(statement)
         except MySQLdb.Error as error:
             if _code(error) in DENIED:
                 raise Error("a table is missing, and this account may not create it; its DBA can, by: "
@@ -1078,125 +1092,155 @@ class Datastore:
 
     def _rename(self, *tables: tuple[str, str]) -> None:
         """Renames tables, those that stand, and the guard: waits for the writes under way; later ones read the catalogue again."""
-        def attempt(connection: Connection, _: int) -> None:
-            pairs = [(old, new) for old, new in tables if old in self._local.catalogue.tables.values()]
+        def attempt(lost: int) -> None:
+            standing = {index.standing for index in self._catalogue.indexes.values()}
+            pairs = [pair for pair in tables if pair[0] in standing]
             if pairs or not tables:
-                pairs += [(guard, _guard_name()) for guard in self._local.catalogue.guards]
+                pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
             if pairs:
-                sql = "RENAME TABLE " + ", ".join(f"{_quote(old)} TO {_quote(new)}" for old, new in pairs)
-                self._send(connection, _bind(connection, sql))
-        self._repeat(attempt)
+                self._define("RENAME TABLE " + ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs]))
+        self._run(attempt)
         self._refresh()
+
+    def _define(self, sql: str) -> None:
+        if self._local.depth:
+            raise Error("tables cannot be made, renamed or dropped inside a transaction(): that would commit it")
+        self._run(lambda lost: self._send(self._local.connection, self._bind(sql)))
 
     # The one door to the driver
 
-    def _read(self, sql: str, *args: Any) -> Any:
-        return self._repeat(lambda connection, _: self._send(connection, _bind(connection, sql, *args))[0][1])
+    def _bind(self, sql: str, *args: Any) -> bytes:
+        literal = self._local.connection.literal
+        return sql.encode() % tuple([literal(arg) for arg in args])
 
-    def _repeat(self, attempt: Callable[[Connection, int], T], *, once: bool = False) -> T:
-        """Calls attempt(connection, lost) till it goes through; inside a transaction() once.
+    def _ask(self, sql: str, *args: Any) -> Any:
+        return self._send(self._local.connection, self._bind(sql, *args))[0]
+
+    def _read(self, sql: str, *args: Any) -> Any:
+        return self._run(lambda lost: self._ask(sql, *args))
+
+    def _run(self, attempt: Callable[[int], T], *, once: bool = False) -> T:
+        """Calls attempt(lost) till it goes through: the one place that tries again. Never what began in an earlier call.
 
         lost: the server's thread of a try that was cut off in its COMMIT, so that it may have been done, else 0; `once`: then
         Unknown is raised.
         """
-        local, lost, tries, pause, end = self._local, 0, 0, 0.001, 0.0
+        local, lost, tries, pause, end = self._here(), 0, 0, 0.001, 0.0
+        begun = local.open
         while True:
             if local.doomed:
                 raise Error(DOOMED)
-            known = local.catalogue = self._catalogue           # other threads may read it again, meanwhile
-            local.committing, tries = False, tries + 1
             try:
                 if local.connection is None or self._closed:
                     local.connection = self._open()
-                self._outlive(local.connection, lost, end)
-                result = attempt(local.connection, lost)
-                if self._closed:                                # close() could not, as this call was under way
-                    local.connection.close()
-                return result
+                if lost:
+                    self._outlive(lost, end)
+                return attempt(lost)
             except BaseException as error:
-                code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
-                if local.depth:
-                    if code == ER.NO_SUCH_TABLE and not local.answered and self._refresh().stamp() != known.stamp():
-                        continue                                # the guard was renamed, and nothing of the packet was done
-                    local.doomed = local.doomed or code is not None or isinstance(error, Duplicate)
-                    raise
-                local.doomed, thread = False, getattr(local.connection, "thread", 0)
-                self._recover(local.connection, error)
-                lost = lost or local.committing and code in LOST and thread
-                final = (code not in AGAIN or tries > 2 and time.monotonic() > end or self._closed
-                         or code == ER.NO_SUCH_TABLE and self._refresh().stamp() == known.stamp() and tries > 8)
-                if lost and (once or final):
+                code, tries, end = _code(error), tries + 1, end or time.monotonic() + RETRY_SECONDS
+                again = code in AGAIN and not begun and not self._closed and (
+                    tries < 3 or time.monotonic() < end) and (code != ER.NO_SUCH_TABLE or tries < 9)
+                if not begun:
+                    lost = lost or local.committing and code in LOST and local.connection.thread_id()
+                    self._roll_back(local, error)
+                if lost and (once or not again):
                     raise Unknown(code, f"the connection was lost; whether the write was done is not known: {error}") from error
-                if final:
+                if not again:
+                    local.doomed = local.depth > 0 and (local.doomed or code is not None or isinstance(error, Duplicate)
+                                                        or not isinstance(error, Exception))
                     raise
+                local.doomed = False                            # if a call inside was, it is undone, and made again
+                if code == ER.NO_SUCH_TABLE:                    # the guard was renamed: there are other indexes than we knew
+                    self._refresh()
             time.sleep(random.uniform(0, pause))
             pause = min(2 * pause, 1)
 
-    def _outlive(self, connection: Connection, thread: int, end: float) -> None:
+    def _outlive(self, thread: int, end: float) -> None:
         """Waits until the server has ended a thread whose connection was lost: it may be waiting for a lock still, and commit."""
         select = SELECT_AT_WORK.format(("performance", "information")[self._mariadb])   # MySQL's other one fails on bytes
-        while thread and self._send(connection, _bind(connection, select, thread))[0][1][0][0]:
+        while self._ask(select, thread)[0][0]:
             if time.monotonic() > end:
                 raise Unknown(CR.SERVER_LOST, "the connection was lost, and the server is still at work on the write")
             time.sleep(0.01)
 
-    def _commit(self, connection: Connection) -> None:
-        if self._local.doomed:
-            raise Error(DOOMED)
+    def _transact(self, *statements: bytes, last: bool = True) -> list[Any]:
+        """Sends a packet of a transaction: its begin, if it is the first, and the COMMIT, if it is the last outside of a block."""
+        local, commits = self._local, last and not self._local.depth
+        packet = [*[b"START TRANSACTION"] * (not local.open), *statements, *[b"COMMIT"] * commits]
+        if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
+            raise ValueError(f"this write needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
+        results = len(packet)
+        if self._mariadb:                                       # one statement: between two, Galera may roll back and run the rest
+            results = 1 + sum([statement.startswith(b"SELECT") for statement in packet])
+            packet = [b"BEGIN NOT ATOMIC " + b";".join(packet) + b";END"]
+        local.open, local.committing = True, commits
+        rows = self._send(local.connection, *packet, results=results)
+        local.open, local.committing = not commits, False
+        return rows
+
+    def _commit(self, local: _Local) -> None:
         try:
-            self._send(connection, b"COMMIT")
+            self._send(local.connection, b"COMMIT")
+            local.open = False
         except MySQLdb.Error as error:
             if _code(error) in LOST:
                 raise Unknown(_code(error), f"the connection was lost; whether the write was done is not known: {error}") from error
             raise
 
-    def _recover(self, connection: Connection, error: BaseException) -> None:
+    def _roll_back(self, local: _Local, error: BaseException) -> None:
         """Leaves no transaction open behind a failure; a connection in doubt is not used again."""
+        begun, local.open, local.committing = local.open, False, False
         with contextlib.suppress(MySQLdb.Error):                # the failure that brought us here is the one to tell
-            if isinstance(error, Exception) and _code(error) not in LOST and connection is not None:
-                self._send(connection, b"ROLLBACK")
+            if isinstance(error, Exception) and _code(error) not in LOST:
+                if begun:
+                    self._send(local.connection, b"ROLLBACK")
                 return
-        self._local.connection = None
+        connection, local.connection = local.connection, None
         with contextlib.suppress(MySQLdb.Error, AttributeError):
             connection.close()
 
-    def _send(self, connection: Connection, *statements: bytes) -> list[tuple[int, Any]]:
-        """One round trip. Returns (rows affected, rows of the result) of each statement; an error ends the packet."""
-        self._local.answered = False
+    def _send(self, connection: Connection, *statements: bytes, results: int = 0) -> list[Any]:
+        """One round trip. Returns the rows of each statement that has some; an error ends the packet."""
         connection.query(b";".join(statements))
-        self._local.answered, results = True, []
-        try:
+        rows, count = [], 0
+        with contextlib.suppress(UnicodeDecodeError):           # the driver says nothing of a result that was cut off
             while True:
                 result = connection.store_result()
-                if result is None and connection.field_count():
-                    break                                       # the driver says nothing of a result that was cut off
-                results.append((connection.affected_rows(), result.fetch_row(0) if result else ()))
+                if result is not None:
+                    rows.append(result.fetch_row(0))
+                elif connection.field_count():
+                    break
+                count += 1
                 if connection.next_result() == -1:
                     break
-        except UnicodeDecodeError:                              # nor of a row
-            results.clear()
-        if len(results) != len(statements):
+        if count != (results or len(statements)):
             raise MySQLdb.OperationalError(CR.SERVER_LOST, "Lost connection to server in the middle of a result")
-        return results
+        return rows
 
     def _open(self) -> Connection:
+        self._here()
         if self._closed:
-            raise Error("this Datastore is closed; open another")
+            raise Error(CLOSED)
         connection: Connection = MySQLdb.connect(**self._connect)
         self._connections.add(connection)
-        connection.thread = connection.thread_id()
-        *_, limits, (_, galera) = self._send(connection, *SESSION)
-        self._max_packet, self._mariadb = limits[1][0]
-        if galera:
+        weakref.finalize(connection, _let_go, os.getpid(), connection.fileno())
+        ((self._max_packet, self._mariadb),), wsrep = self._send(connection, *SESSION)
+        if wsrep:
             self._send(connection, WSREP)
         return connection
 
-    def _forget(self) -> None:
-        """In a forked child: the sockets are the parent's. What the child would say on them goes nowhere."""
-        for connection in list(self._connections):
-            with contextlib.suppress(MySQLdb.Error), open(os.devnull, "r+b") as null:
-                os.dup2(null.fileno(), connection.fileno())
-        self._connections, self._local = weakref.WeakSet(), _Local()
+    def _here(self) -> _Local:
+        """What this thread has; in a forked child nothing, as the sockets are the parent's."""
+        if self._pid != os.getpid():
+            self._pid, self._local, self._connections = os.getpid(), _Local(), weakref.WeakSet()
+        return self._local
+
+
+def _let_go(pid: int, socket: int) -> None:
+    """When a connection ends in a child that was forked from its process, what the driver says in farewell goes nowhere."""
+    if pid != os.getpid():
+        with open(os.devnull, "r+b") as null:
+            os.dup2(null.fileno(), socket)
 
 
 def _to_utc(text: str) -> dt.datetime:
@@ -1204,7 +1248,10 @@ def _to_utc(text: str) -> dt.datetime:
 
 
 def _code(error: BaseException) -> Any:
-    return error.args[0] if isinstance(error, MySQLdb.Error) and error.args else None
+    """The number of a driver's error; None for others, and for Unknown. Group Replication calls some deadlocks 1180."""
+    if not isinstance(error, MySQLdb.Error) or isinstance(error, Unknown) or not error.args:
+        return None
+    return ER.LOCK_DEADLOCK if error.args[0] == ER.ERROR_DURING_COMMIT and "error 149" in str(error) else error.args[0]
 
 
 def _guard_name() -> str:
@@ -1356,10 +1403,10 @@ def _lines(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
             yield entity if options.json else _text(entity)
     elif verb == "indexes":
         for index in indexes.values():
-            types, standing = {name: column.sql for name, column in index.types.items()}, store._catalogue.tables[index.table]
-            state = {"index": index.table, "properties": types, "unique": index.unique, "populated": standing == index.table}
+            types, populated = {name: column.sql for name, column in index.types.items()}, index.standing == index.table
+            state = {"index": index.table, "properties": types, "unique": index.unique, "populated": populated}
             yield state if options.json else (f"{index.table}  {', '.join(f'{name} {sql}' for name, sql in types.items())}"
-                                              f"{'  unique' * index.unique}{'  not populated' * (standing != index.table)}")
+                                              f"{'  unique' * index.unique}{'  not populated' * (not populated)}")
     else:
         changed = indexes[options.index].populate(store, progress=progress)
         yield {"changed": changed} if options.json else f"{changed:,} rows had to be changed"

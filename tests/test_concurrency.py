@@ -1,11 +1,13 @@
 """Threads and processes on few keys: each version has one winner, sums are kept, connections are not leaked."""
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import load
@@ -104,6 +106,19 @@ def test_exactly_one_of_many_creates_an_entity(store: slim.Datastore) -> None:
             return False
 
     assert sum(in_threads(*[create] * THREADS)) == 1
+
+
+def test_delete_of_what_is_absent_spares_the_rows_of_who_is_putting_it(connect: dict[str, Any]) -> None:
+    """It has no entity to lock, and must not come to the index rows behind the back of a put."""
+    with slim.Datastore(**connect, indexes=INDEXES) as store, contextlib.closing(MySQLdb.connect(**connect)) as other:
+        other.query("INSERT INTO index_user (user, entity_id) VALUES ('bob', 'x')")       # as yet it is not committed
+        deleted = futures.ThreadPoolExecutor(1).submit(store.delete, "x")
+        futures.wait([deleted], timeout=1)
+        with other.cursor() as cursor:
+            cursor.execute("INSERT INTO entities (id, body) VALUES ('x', %s)", [slim.encode({"id": "x", "user": "bob"})])
+        other.commit()
+        assert deleted.result() is False
+    assert wrong(connect) == []
 
 
 def test_no_deadlock_reaches_a_plain_put_delete_or_put_many(connect: dict[str, Any]) -> None:
