@@ -185,6 +185,7 @@ INSERT_HISTORY = """INSERT INTO entities_history (id, number, added_id, updated,
 DELETE_HISTORY = "DELETE FROM entities_history WHERE id IN %s"
 DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
+LOCK_VERSION = "SELECT added_id FROM entities WHERE added_id IN %s FOR UPDATE"
 LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
@@ -536,7 +537,10 @@ class Index:
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
         """Rewrites the rows of a stored entity in this index. `Datastore.put` does it for all indexes."""
         stored = datastore.get(id := _check_id(entity.get("id")))
-        self._rewrite(datastore, {id: (0, None) if stored is None else (stored.version, self._row(stored))})
+        if stored is None:
+            self._delete_orphans(datastore, [id])
+        else:
+            self._rewrite(datastore, {stored.version: (id, self._row(stored), True)})
 
     def populate(self, datastore: Datastore, *, progress: Progress | None = None) -> int:
         """Makes the table agree with the entities exactly, while readers and writers go on; stop it and run it at any time.
@@ -547,22 +551,10 @@ class Index:
         known = datastore._refresh().indexes.get(self.table)
         if known and known.standing != self.table:
             datastore._rename()                                 # from here on every writer knows the table, or fails
-        count, last = datastore._read(SELECT_COUNT)[0]
-        # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
-        rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
-        changed, after, wrong = 0, "", dict[str, Any]()
-        for version, id, updated, body, found, *row in progress(rows, total=count) if progress else rows:
-            try:
-                wanted = self._row(datastore._entity((version, id, updated, body)))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"entity {id!r}: {error}") from error
-            if wanted != (None if found is None else tuple(row)):
-                wrong[id] = version, wanted
-            if len(wrong) == BATCH:
-                changed, wrong = changed + self._rewrite(datastore, wrong), {}
-        changed += self._rewrite(datastore, wrong)
+        changed = _overlapped(lambda wrong: self._rewrite(datastore, wrong), self._wrong(datastore, progress))
+        after = ""
         while orphans := [id for id, in self._read(datastore, SELECT_ORPHANS, (after, BATCH))]:
-            changed, after = changed + self._rewrite(datastore, dict.fromkeys(orphans, (0, None))), orphans[-1]
+            changed, after = changed + self._delete_orphans(datastore, orphans), orphans[-1]
         datastore._rename((self.table + BUILDING, self.table))
         return changed
 
@@ -633,24 +625,58 @@ class Index:
                                    "Index.populate fills it") from error
         return datastore._run(attempt)
 
-    def _rewrite(self, datastore: Datastore, wanted: Mapping[str, Any]) -> int:
-        """Makes the rows of some ids right: wanted is {id: (version, row)}; version 0 is a row without an entity.
+    def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[dict[int, Any], bool]]:
+        """Batches of the entities whose row is not as it should be, as `_rewrite` takes them."""
+        count, last = datastore._read(SELECT_COUNT)[0]
+        # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
+        rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
+        most, wrong = min(BATCH, datastore._max_packet >> 12), dict[int, Any]()      # a row, escaped, has less than 4 kB
+        for version, id, updated, body, found, *row in progress(rows, total=count) if progress else rows:
+            try:
+                wanted = self._row(datastore._entity((version, id, updated, body)))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"entity {id!r}: {error}") from error
+            if wanted != (None if found is None else tuple(row)):
+                wrong[version] = id, wanted, found is not None
+            if len(wrong) >= most:
+                yield wrong, True
+                wrong = {}
+        yield wrong, False
 
-        Writers lock an entity, then its rows, and so does this. An orphan has no entity to lock: its row is locked first
-        and then the entity looked for; who is about to insert it waits for the row, who has done so is seen.
-        An entity of another version was put in between, with its rows.
+    def _rewrite(self, datastore: Datastore, wanted: Mapping[int, Any]) -> int:
+        """Makes rows right: {version of an entity: (id, row, whether it had one)}. Returns how many.
+
+        Writers lock an entity, then its rows, and so does this. An entity whose version is gone was put or deleted meanwhile,
+        with its rows. Where no row was there is none to be deleted, unless another populates, too: then it is tried again.
+        """
+        tries = iter([not any(had for _, _, had in wanted.values())])
+
+        def attempt(lost: int) -> int:
+            fresh = next(tries, False)
+            with datastore.transaction():
+                locked = datastore._transact(datastore._bind(LOCK_VERSION, tuple(wanted)))[0]
+                rows = {id: row for id, row, _ in (wanted[version] for version, in locked)}
+                if rows:
+                    datastore._apply([], rows, {datastore._catalogue.indexes[self.table]: rows}, fresh=fresh)
+                return len(rows)
+        return datastore._run(attempt) if wanted else 0
+
+    def _delete_orphans(self, datastore: Datastore, ids: Sequence[str]) -> int:
+        """Deletes those rows of these ids that have no entity. Returns how many ids these were.
+
+        There is no entity to be locked: the rows are, and then it is looked for. Who is about to insert it waits for the
+        row, who has done so is seen.
         """
         def attempt(lost: int) -> int:
-            known, ids = datastore._catalogue.indexes[self.table], tuple(sorted(wanted))
+            known = datastore._catalogue.indexes[self.table]
             with datastore.transaction():
-                locked, _, standing = datastore._transact(*[datastore._bind(sql, ids) for sql in (
-                    SELECT_VERSION + " FOR UPDATE", LOCK_ROW.format(table=_quote(known.standing)), SELECT_VERSION)])
-                versions = {**dict.fromkeys(dict(standing), -1), **dict(locked)}
-                rows = {id: row for id, (version, row) in wanted.items() if versions.get(id, 0) == version}
+                _, standing = datastore._transact(datastore._bind(LOCK_ROW.format(table=_quote(known.standing)), ids),
+                                                  datastore._bind(SELECT_VERSION, ids))
+                rows = dict.fromkeys(set(ids) - dict(standing).keys())
                 if rows:
                     datastore._apply([], rows, {known: rows})
                 return len(rows)
-        return datastore._run(attempt) if wanted else 0
+        return datastore._run(attempt)
 
     @classmethod
     def _standing(cls, table: str, columns: Mapping[str, Any]) -> Index:
@@ -751,20 +777,7 @@ class Datastore:
         """
         if progress:
             entities = progress(entities, total=len(entities) if isinstance(entities, Collection) else None)
-        count, written = 0, futures.Future[None]()
-        written.set_result(None)
-        with futures.ThreadPoolExecutor(1) as writer:           # writes a batch on its own connection while the next is prepared
-            try:
-                for pending, more, is_last in self._batches(entities, batch):
-                    written.result()
-                    count += more
-                    if is_last or self._local.depth:
-                        self._put_batch(pending)
-                    else:
-                        written = writer.submit(self._put_batch, pending)
-            finally:
-                written.result()
-        return count
+        return _overlapped(self._put_batch, self._batches(entities, batch))
 
     def get(self, id: str, *, version: int | None = None) -> Entity | None:
         """The entity, or None. version: that one of its versions, where history is kept."""
@@ -933,25 +946,27 @@ class Datastore:
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
-    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[dict[str, Any], int, bool]]:
-        """What `_write` takes, how many entities these were (of one id, the last stands), and whether it is the last."""
+    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[tuple[dict[str, Any], int], bool]]:
+        """What `_put_batch` takes, and whether more follows that is not to be waited for."""
         names = {name for index in self._catalogue.indexes.values() for name in index.types}
         count, size, pending = 0, 0, dict[str, Any]()
         for entity in entities:
             id, whole, body, _ = self._prepare(entity)
             weight = 2 * len(body) + 8 * sum([len(str(whole[name])) for name in names if name in whole])    # escaped, at the most
             if len(pending) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
-                yield pending, count, False
+                yield (pending, count), not self._local.depth
                 count, size, pending = 0, 0, {}
             pending.pop(id, None)                               # so that it is inserted where it came last
             count, size, pending[id] = count + 1, size + weight, (whole, body, entity)
-        yield pending, count, True
+        yield (pending, count), False
 
-    def _put_batch(self, pending: Mapping[str, Any]) -> None:
+    def _put_batch(self, batch: tuple[dict[str, Any], int]) -> int:
+        pending, count = batch
         if pending:
             self._write(pending)
         for id, (_, _, entity) in pending.items():
             entity["id"] = id
+        return count
 
     def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
         # The guard before the row: who held the row and waited for the guard, behind a rename, would stop who is to end first.
@@ -1002,7 +1017,12 @@ class Datastore:
             rows = {index: {id: whole and index._row(whole) for id, (whole, _, _) in changes.items()}
                     for index in catalogue.indexes.values()}
             fresh = not lost and all(whole is not entity for whole, _, entity in changes.values())  # ids made for this write
-            return self._apply(packet, changes, rows, [self._bind(SELECT_STAMP, ids)] * stamp, fresh, expect)
+            try:
+                return self._apply(packet, changes, rows, [self._bind(SELECT_STAMP, ids)] * stamp, fresh, expect)
+            except KeyError:
+                if lost:                                        # the try that was cut off has deleted it
+                    return []
+                raise
         return self._run(attempt, once=expect is not None)
 
     def _apply(self, packet: list[bytes], ids: Iterable[str], rows: Mapping[Index, Mapping[str, Any]], tail: Sequence[bytes] = (),
@@ -1256,6 +1276,21 @@ def _code(error: BaseException) -> Any:
 
 def _guard_name() -> str:
     return f"entities_guard_{os.urandom(8).hex()}"
+
+
+def _overlapped(work: Callable[[T], int], batches: Iterable[tuple[T, bool]]) -> int:
+    """The sum of work(batch) over (batch, more). Where more follows, a thread with a connection of its own works while that
+    is prepared, so that neither this process nor the server waits for the other; never on two batches at once."""
+    total, under_way = 0, list[futures.Future[int]]()
+    with futures.ThreadPoolExecutor(1) as worker:
+        try:
+            for batch, more in batches:
+                total += sum(future.result() for future in under_way)
+                under_way = [worker.submit(work, batch)] if more else []
+                total += 0 if more else work(batch)
+        finally:
+            total += sum(future.result() for future in under_way)
+    return total
 
 
 def _pages(read: Callable[[int, int], Sequence[Any]]) -> Iterator[Any]:
