@@ -83,6 +83,8 @@ class GroupNode(Node):
         self.others = [node for node in nodes if node is not self]
         addresses = ",".join(node.address for node in nodes)
         self.options += [
+            # read-only till the group says otherwise: what it took before it joins would be lost, or keep it out
+            "--super-read-only=ON",
             f"--server-id={number}", "--gtid-mode=ON", "--enforce-gtid-consistency=ON",
             f"--report-host={self.home.name}", "--plugin-load-add=group_replication.so",
             *(f"--loose-group-replication-{option}" for option in (
@@ -102,7 +104,10 @@ class GroupNode(Node):
 
     def _wait(self) -> None:
         Server._wait(self)
+        end = time.monotonic() + START_SECONDS
         while any(map(self._is_member, self.others)):           # the group has not noticed yet that it was killed
+            if time.monotonic() > end:
+                raise RuntimeError(f"the group of node {self.port} does not let go of it, and has no majority, perhaps")
             time.sleep(0.1)
         try:
             for statement in [*self.setup, "START GROUP_REPLICATION"]:
