@@ -156,6 +156,9 @@ CREATE_HISTORY = """CREATE TABLE entities_history (
  id VARCHAR(36) NOT NULL, number BIGINT UNSIGNED NOT NULL, added_id BIGINT UNSIGNED NOT NULL,
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
 CREATE_GUARD = "CREATE TABLE {} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
+# On Galera a write that was sent to the other nodes before the guard was renamed, and comes after it, is replayed, its guard
+# not asked. A statement that claims the table which every write changes lets none by that began before.
+SETTLE = "ANALYZE TABLE entities"
 CREATE_INDEX = "CREATE TABLE {table} ({columns}, entity_id {id} NOT NULL UNIQUE, PRIMARY KEY ({key}){more}) COMMENT='{comment}'"
 SELECT_AT_WORK = """SELECT COUNT(*) FROM {}_schema.processlist
  WHERE id = %s AND id <> CONNECTION_ID() AND command <> 'Sleep'"""       # a server that was started again counts anew
@@ -185,7 +188,7 @@ INSERT_HISTORY = """INSERT INTO entities_history (id, number, added_id, updated,
 DELETE_HISTORY = "DELETE FROM entities_history WHERE id IN %s"
 DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
-LOCK_VERSION = "SELECT added_id FROM entities WHERE added_id IN %s FOR UPDATE"
+LOCK_VERSIONS = "SELECT added_id FROM entities WHERE added_id >= %s AND added_id <= %s FOR UPDATE"     # half the time of IN
 LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
@@ -410,10 +413,14 @@ def _quote(name: str) -> str:
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"
 
 
-def _literal(connection: Connection, value: Any) -> bytes:
+def _literal(connection: Connection, value: Any) -> Any:
     if type(value) is str:                                      # the short way for what is frequent
-        return bytes(connection.string_literal(value.encode()))
-    return b"%d" % value if type(value) is int else bytes(connection.literal(value))
+        return connection.string_literal(value.encode())
+    return b"%d" % value if type(value) is int else connection.literal(value)
+
+
+def _listed(quoted: Mapping[str, bytes]) -> bytes:
+    return b"(" + b",".join(quoted.values()) + b")"
 
 
 SQL_TYPES: dict[type, str] = {
@@ -631,14 +638,14 @@ class Index:
         # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
         rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
         most, wrong = min(BATCH, datastore._max_packet >> 12), dict[int, Any]()      # a row, escaped, has less than 4 kB
-        for version, id, updated, body, found, *row in progress(rows, total=count) if progress else rows:
+        for number, (version, id, updated, body, found, *row) in enumerate(progress(rows, total=count) if progress else rows, 1):
             try:
                 wanted = self._row(datastore._entity((version, id, updated, body)))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"entity {id!r}: {error}") from error
             if wanted != (None if found is None else tuple(row)):
                 wrong[version] = id, wanted, found is not None
-            if len(wrong) >= most:
+            if wrong and not number % most:                     # so that no more than these are locked
                 yield wrong, True
                 wrong = {}
         yield wrong, False
@@ -654,10 +661,10 @@ class Index:
         def attempt(lost: int) -> int:
             fresh = next(tries, False)
             with datastore.transaction():
-                locked = datastore._transact(datastore._bind(LOCK_VERSION, tuple(wanted)))[0]
-                rows = {id: row for id, row, _ in (wanted[version] for version, in locked)}
+                locked = datastore._transact(datastore._bind(LOCK_VERSIONS, min(wanted), max(wanted)))[0]
+                rows = {id: row for id, row, _ in (wanted[version] for version, in locked if version in wanted)}
                 if rows:
-                    datastore._apply([], rows, {datastore._catalogue.indexes[self.table]: rows}, fresh=fresh)
+                    datastore._apply([], datastore._quoted(rows), {datastore._catalogue.indexes[self.table]: rows}, fresh=fresh)
                 return len(rows)
         return datastore._run(attempt) if wanted else 0
 
@@ -674,7 +681,7 @@ class Index:
                                                   datastore._bind(SELECT_VERSION, ids))
                 rows = dict.fromkeys(set(ids) - dict(standing).keys())
                 if rows:
-                    datastore._apply([], rows, {known: rows})
+                    datastore._apply([], datastore._quoted(rows), {known: rows})
                 return len(rows)
         return datastore._run(attempt)
 
@@ -690,11 +697,12 @@ class Index:
         index.insert = INSERT_ROW.format(table=_quote(table), names=index._names).encode() % ()
         return index
 
-    def _statements(self, connection: Connection, rows: Mapping[str, Any], ids: bytes, fresh: bool) -> list[bytes]:
+    def _statements(self, connection: Connection, rows: Mapping[str, Any], quoted: Mapping[str, bytes], fresh: bool) -> list[bytes]:
         """Statements that replace the rows of these ids, in the order of the key, which spares pages, and deadlocks."""
-        values = [b"(" + b",".join([_literal(connection, value) for value in row]) + b")"
-                  for row in sorted([(*row, id) for id, row in rows.items() if row is not None])]
-        return [self.delete % {b"ids": ids}] * (not fresh) + [self.insert + b",".join(values)] * bool(values)
+        values = [b"(" + b",".join([_literal(connection, value) for value in row]) + b"," + quoted[id] + b")"
+                  for row, id in sorted([(row, id) for id, row in rows.items() if row is not None])]
+        delete = [] if fresh else [self.delete % {b"ids": _listed(quoted)}]
+        return [*delete, self.insert + b",".join(values)] if values else delete
 
     def _explain(self, datastore: Datastore, rows: Mapping[str, Any]) -> None:
         """Raises Duplicate if others have these values."""
@@ -1004,42 +1012,42 @@ class Datastore:
         def attempt(lost: int) -> Any:
             if lost and bodies and self._is_done(bodies, time.monotonic() - begun):
                 return []
-            catalogue, ids = self._catalogue, tuple(sorted(changes))
-            packet = [catalogue.delete % {b"ids": self._bind("%s", ids)}]
+            catalogue, connection = self._catalogue, self._local.connection
+            quoted = self._quoted(changes)
+            packet = [catalogue.delete % {b"ids": _listed(quoted)}]
             if expect is not None:
                 packet[0] += b" AND added_id = %d" % expect
             # Who deletes none has no lock, and another may put one before the index rows are deleted: so they must not be.
             packet += [CHECK_DELETED] * bool(expect or not bodies)
             if bodies:
-                packet.append(INSERT_ENTITY + b",".join([self._bind("(%s,%s,CURRENT_TIMESTAMP)", *row) for row in bodies.items()]))
+                packet.append(INSERT_ENTITY + b",".join([b"(%s,%s,CURRENT_TIMESTAMP)" % (quoted[id], connection.literal(body))
+                                                         for id, body in bodies.items()]))
             if catalogue.history and (bodies or erase):
-                packet.append(self._bind(INSERT_HISTORY if bodies else DELETE_HISTORY, ids))
+                packet.append(self._bind(INSERT_HISTORY if bodies else DELETE_HISTORY, tuple(quoted)))
             rows = {index: {id: whole and index._row(whole) for id, (whole, _, _) in changes.items()}
                     for index in catalogue.indexes.values()}
             fresh = not lost and all(whole is not entity for whole, _, entity in changes.values())  # ids made for this write
             try:
-                return self._apply(packet, changes, rows, [self._bind(SELECT_STAMP, ids)] * stamp, fresh, expect)
+                return self._apply(packet, quoted, rows, [self._bind(SELECT_STAMP, tuple(quoted))] if stamp else [], fresh, expect)
             except KeyError:
                 if lost:                                        # the try that was cut off has deleted it
                     return []
                 raise
         return self._run(attempt, once=expect is not None)
 
-    def _apply(self, packet: list[bytes], ids: Iterable[str], rows: Mapping[Index, Mapping[str, Any]], tail: Sequence[bytes] = (),
-               fresh: bool = False, expect: int | None = None) -> list[Any]:
-        """Sends a packet with what replaces the ids' rows of indexes, and raises what its failure means.
+    def _apply(self, packet: list[bytes], quoted: Mapping[str, bytes], rows: Mapping[Index, Mapping[str, Any]],
+               tail: Sequence[bytes] = (), fresh: bool = False, expect: int | None = None) -> list[Any]:
+        """Sends a packet with what replaces the rows of these ids in indexes, and raises what its failure means.
 
         That may be that another was just inserting the same id: then the error is one to be tried again.
         """
-        ids = tuple(sorted(ids))
-        listed = self._bind("%s", ids)
         for index, found in rows.items():
-            packet += index._statements(self._local.connection, found, listed, fresh)
+            packet += index._statements(self._local.connection, found, quoted, fresh)
         try:
             return self._transact(*packet, *tail)
         except MySQLdb.Error as error:
             if _code(error) in (ER.DUP_ENTRY, ER.SUBQUERY_NO_1_ROW):
-                self._explain(error, ids, rows, expect)
+                self._explain(error, tuple(quoted), rows, expect)
             raise
 
     def _is_done(self, bodies: Mapping[str, bytes], seconds: float) -> bool:
@@ -1111,7 +1119,8 @@ class Datastore:
         self._refresh()
 
     def _rename(self, *tables: tuple[str, str]) -> None:
-        """Renames tables, those that stand, and the guard: waits for the writes under way; later ones read the catalogue again."""
+        """Renames tables, those that stand, and the guard: waits for the writes under way (Galera aborts them); later ones read
+        the catalogue again."""
         def attempt(lost: int) -> None:
             standing = {index.standing for index in self._catalogue.indexes.values()}
             pairs = [pair for pair in tables if pair[0] in standing]
@@ -1119,6 +1128,8 @@ class Datastore:
                 pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
             if pairs:
                 self._define("RENAME TABLE " + ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs]))
+            if pairs and self._galera:
+                self._define(SETTLE)
         self._run(attempt)
         self._refresh()
 
@@ -1132,6 +1143,9 @@ class Datastore:
     def _bind(self, sql: str, *args: Any) -> bytes:
         literal = self._local.connection.literal
         return sql.encode() % tuple([literal(arg) for arg in args])
+
+    def _quoted(self, ids: Iterable[str]) -> dict[str, bytes]:
+        return {id: _literal(self._local.connection, id) for id in sorted(ids)}
 
     def _ask(self, sql: str, *args: Any) -> Any:
         return self._send(self._local.connection, self._bind(sql, *args))[0]
@@ -1247,6 +1261,7 @@ class Datastore:
         ((self._max_packet, self._mariadb),), wsrep = self._send(connection, *SESSION)
         if wsrep:
             self._send(connection, WSREP)
+        self._galera = bool(wsrep)                              # or a server that could be of it
         return connection
 
     def _here(self) -> _Local:

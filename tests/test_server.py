@@ -23,7 +23,7 @@ def proxy(server: Named) -> Iterator[Proxy]:
 def connection(proxy: Proxy, connect: dict[str, Any]) -> Iterator[Any]:
     through = {**connect, "host": "127.0.0.1", "port": proxy.port, "ssl_mode": "DISABLED"}
     connection = MySQLdb.connect(**through, autocommit=True)
-    connection.query("CREATE TABLE t (n INT)")
+    connection.query("CREATE TABLE t (n INT PRIMARY KEY)")
     proxy.requests = 0
     yield connection
     connection.close()

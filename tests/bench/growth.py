@@ -104,7 +104,8 @@ def size(server: Named, sizes: Sequence[int]) -> None:
                 for name, seconds in found.items():
                     times = ratio(seconds[stores[0].name], seconds[store.name])
                     cells.setdefault((name, store.count), []).extend([statistics.median(seconds[store.name]) * 1e6, times])
-                cells.setdefault(("bytes of each", store.count), []).extend([store.bytes(), ""])
+                for name, bytes in zip(("bytes in entities", "bytes in each of three indexes"), store.bytes()):
+                    cells.setdefault((name, store.count), []).extend([bytes, ""])
     print(f"\n### {server.kind}: with more entities, whose ids are ordered by time, or random\n")
     print(table(["µs of", "entities", "ordered ids", "times the first", "random ids", "times the first"], [
         [name, count, *row, *[""] * (4 - len(row))] for (name, count), row in sorted(cells.items())]), flush=True)
@@ -169,8 +170,11 @@ class Sized:
     def find(self, user: str) -> None:
         list(self.slim.indexes[0].find(self.slim.store, {"user_id": user}, reverse=True, limit=20))
 
-    def bytes(self) -> int:
-        return table_bytes(self.server, self.context.name) // self.count
+    def bytes(self) -> tuple[int, int]:
+        """Of one entity, and of its row in an index, with all keys."""
+        entities = table_bytes(self.server, self.context.name, "entities")
+        indexes = table_bytes(self.server, self.context.name) - entities
+        return entities // self.count, indexes // len(self.slim.indexes) // self.count
 
     def close(self) -> None:
         self.slim.close()
@@ -249,8 +253,8 @@ def stored_bytes(server: Named, contest: Callable[..., Any]) -> None:
     print(table(["documents", "by", "three indexes", "none"], rows), flush=True)
 
 
-def table_bytes(server: Named, name: str) -> int:
-    for table_name, in server.query(f"SHOW TABLES FROM {name}"):
-        server.query(f"ANALYZE TABLE {name}.`{table_name}`")
-    return int(server.query("SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE table_schema = %s",
-                            (name,))[0][0])
+def table_bytes(server: Named, database: str, table: str = "%") -> int:
+    for name, in server.query(f"SHOW TABLES FROM {database} LIKE %s", (table,)):
+        server.query(f"ANALYZE TABLE {database}.`{name}`")
+    return int(server.query("SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE table_schema = %s"
+                            " AND table_name LIKE %s", (database, table))[0][0])

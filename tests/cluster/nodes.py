@@ -126,9 +126,13 @@ class GroupNode(Node):
 
 
 class Cluster:
-    """Three nodes; the first bootstraps, the others join it. A session that has run `wait` reads what any node acknowledged."""
+    """Three nodes; the first bootstraps, the others join it. A session that has run `wait` reads what any node acknowledged.
+
+    defines: how many nodes may write while one of them makes or alters tables.
+    """
 
     wait: str
+    defines: int
     nodes: Sequence[GaleraNode | GroupNode]
 
     def __enter__(self) -> Cluster:
@@ -150,7 +154,7 @@ class Cluster:
 
 
 class Galera(Cluster):
-    wait = "SET SESSION wsrep_sync_wait = 1"
+    wait, defines = "SET SESSION wsrep_sync_wait = 1", 3
 
     def __init__(self) -> None:
         if not (GALERA.exists() and find("wsrep_sst_mariabackup") and find("mariadb-backup") and find("socat")):
@@ -163,7 +167,8 @@ class Galera(Cluster):
 class GroupReplication(Cluster):
     """All three nodes are primary. Raises RuntimeError where no Docker engine has the image."""
 
-    wait = "SET SESSION group_replication_consistency = 'BEFORE'"
+    # More are "not supported": MySQL's manual, Group Replication Limitations, "Concurrent DML and DDL Operations"
+    wait, defines = "SET SESSION group_replication_consistency = 'BEFORE'", 1
 
     def __init__(self) -> None:
         if not has_docker():

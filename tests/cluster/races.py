@@ -14,6 +14,7 @@ import slim
 HOT = 4                                 # keys of each kind that all writers fight for
 INDEXES = [slim.Index("index_user", "user"), slim.Index("index_place", ["country", "city"]),
            slim.Index("index_email", {"email": str}, unique=True), slim.Index("index_count", {"count": int})]
+LATER = slim.Index("index_mark", "mark")                # added when they are running
 FAILURES = slim.Conflict, slim.Duplicate, KeyError      # of a single call, and no news of the cluster
 
 
@@ -87,7 +88,7 @@ def disagreements(tables: dict[str, list[tuple[Any, ...]]]) -> list[tuple[str, s
     """The index rows that are missing or superfluous, by what the bodies say."""
     entities = {id: slim.decode(body) for _, id, _, body in tables["entities"]}
     found = []
-    for index in INDEXES:
+    for index in [index for index in [*INDEXES, LATER] if index.table in tables]:
         names = list(index.types)
         wanted = {(*(entity[name] for name in names), id) for id, entity in entities.items()
                   if all(entity.get(name) is not None for name in names)}

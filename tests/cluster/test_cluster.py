@@ -36,14 +36,14 @@ def test_ordinary_suite_passes_on_a_node(cluster: Cluster, long: bool) -> None:
     assert done.returncode == 0
 
 
-def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None]) -> list[races.Notes]:
-    """What the writers noted, WRITERS processes on each node, while `during` ran."""
+def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None], nodes: int = 3) -> list[races.Notes]:
+    """What the writers noted, WRITERS processes on each of so many nodes, while `during` ran."""
     with slim.Datastore(**cluster.nodes[0].connect, database=database, indexes=races.INDEXES, history=True) as store:
         for key in range(races.HOT):
             store.put_many({"id": f"{kind}-{key}", "count": 0} for kind in ("expect", "update"))
     for node in cluster.nodes:                                  # till it has the tables
         races.rows(cluster, node, database)
-    places = [{**node.connect, "database": database} for node in cluster.nodes for _ in range(WRITERS)]
+    places = [{**node.connect, "database": database} for node in cluster.nodes[:nodes] for _ in range(WRITERS)]
     context = multiprocessing.get_context("spawn")              # threads and connections of this process are not theirs
     with ProcessPoolExecutor(len(places), mp_context=context) as pool:
         futures = [pool.submit(races.write, place, f"writer{n}", stop) for n, place in enumerate(places)]
@@ -84,6 +84,19 @@ def test_nodes_killed_under_writers_lose_nothing(cluster: Cluster, shared: str, 
             node.start()
         time.sleep(SECONDS)
     audit(cluster, shared, race(cluster, shared, tmp_path / "stop", kill))
+
+
+@pytest.mark.timeout(0)
+def test_index_added_while_nodes_write_misses_no_entity(cluster: Cluster, shared: str, tmp_path: Path, long: bool) -> None:
+    def add() -> None:
+        with slim.Datastore(**cluster.nodes[0].connect, database=shared) as store:
+            for _ in range(60 if long else 6):
+                time.sleep(0.5)
+                store.remove_index(races.LATER)
+                time.sleep(0.5)
+                store.add_index(races.LATER)
+                assert races.disagreements(races.rows(cluster, cluster.nodes[0], shared)) == []
+    audit(cluster, shared, race(cluster, shared, tmp_path / "stop", add, cluster.defines))
 
 
 def test_sessions_that_wait_read_what_another_node_acknowledged(cluster: Cluster, shared: str) -> None:
