@@ -1159,7 +1159,7 @@ class Datastore:
         lost: the server's thread of a try that was cut off in its COMMIT, so that it may have been done, else 0; `once`: then
         Unknown is raised.
         """
-        local, lost, tries, pause, end = self._here(), 0, 0, 0.001, 0.0
+        local, lost, tries, pause, end = self._here(), 0, collections.Counter[Any](), 0.001, 0.0
         begun = local.open
         while True:
             if local.doomed:
@@ -1171,9 +1171,10 @@ class Datastore:
                     self._outlive(lost, end)
                 return attempt(lost)
             except BaseException as error:
-                code, tries, end = _code(error), tries + 1, end or time.monotonic() + RETRY_SECONDS
+                code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
+                tries[code] += 1
                 again = code in AGAIN and not begun and not self._closed and (
-                    tries < 3 or time.monotonic() < end) and (code != ER.NO_SUCH_TABLE or tries < 9)
+                    tries.total() < 3 or time.monotonic() < end) and tries[ER.NO_SUCH_TABLE] < 9
                 if not begun:
                     lost = lost or local.committing and code in LOST and local.connection.thread_id()
                     self._roll_back(local, error)
