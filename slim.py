@@ -1159,7 +1159,8 @@ class Datastore:
         lost: the server's thread of a try that was cut off in its COMMIT, so that it may have been done, else 0; `once`: then
         Unknown is raised.
         """
-        local, lost, tries, pause, end = self._here(), 0, collections.Counter[Any](), 0.001, 0.0
+        local, lost, pause, end = self._here(), 0, 0.001, 0.0
+        failed: list[Any] = []                                  # their codes
         begun = local.open
         while True:
             if local.doomed:
@@ -1172,9 +1173,9 @@ class Datastore:
                 return attempt(lost)
             except BaseException as error:
                 code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
-                tries[code] += 1
+                failed.append(code)
                 again = code in AGAIN and not begun and not self._closed and (
-                    tries.total() < 3 or time.monotonic() < end) and tries[ER.NO_SUCH_TABLE] < 9
+                    len(failed) < 3 or time.monotonic() < end) and failed.count(ER.NO_SUCH_TABLE) < 9
                 if not begun:
                     lost = lost or local.committing and code in LOST and local.connection.thread_id()
                     self._roll_back(local, error)
