@@ -103,7 +103,7 @@ def demonstration(server: Named, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert README.count("```") == 2 * len(BLOCKS)
-    assert [block for block in BLOCKS if block.language not in ("python", "sh", "sql")] == []
+    assert [block for block in BLOCKS if block.language not in ("python", "sh", "sql", "haproxy")] == []
     assert [command for command in COMMANDS if command.words[0] not in ("slim", "tests/run", "pip")] == []
     assert [block for block in BLOCKS if block.language == "python" and ">>>" not in block.text] == []
 
@@ -205,6 +205,14 @@ def test_run_has_what_the_readme_names(command: Command) -> None:
     assert re.search(rf"^ *{re.escape(' '.join(['tests/run', *verbs]))}\b.*", told, re.MULTILINE)
     for option in options:
         assert option in told or option in (ROOT / "tests" / "conftest.py").read_text()
+
+
+def test_configuration_of_haproxy_is_the_one_that_the_cluster_tests_run() -> None:
+    def lines(text: str) -> list[str]:
+        return [re.sub(r"[\d.]+:\S+|port \S+", "~", line) for line in text.splitlines() if not line.startswith("#")]
+
+    shown, = (block.text for block in BLOCKS if block.language == "haproxy")
+    assert lines(shown) == lines((ROOT / "tests" / "cluster" / "haproxy.cfg").read_text())
 
 
 def test_pip_installs_module_and_command(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def timed(proxy: Proxy, call: Callable[[], Any]) -> tuple[float, str]:
 def size(server: Named, sizes: Sequence[int]) -> None:
     """The cost of a call with so many entities, whose ids are ordered by time, or random. Such stores take turns."""
     cells: dict[tuple[str, int], list[Any]] = {}
+    leaves: dict[tuple[str, str], list[Any]] = {}
     in_memory = ", in memory" if isinstance(server, Server) and sizes[-1] > LEAST else ""
     for make_id in documents.ordered_id, documents.random_id:
         with ExitStack() as stack:
@@ -100,6 +101,8 @@ def size(server: Named, sizes: Sequence[int]) -> None:
                 found |= {name + in_memory: seconds for name, seconds in calls_of(stores).items()}
                 server.query(f"SET GLOBAL innodb_buffer_pool_size = {pool}")
             found["put_many"] = {store.name: [store.filled / store.count] * 2 for store in stores}
+            for key, rows in stores[-1].rows_on_a_leaf().items():
+                leaves.setdefault(key, []).append(rows)
             for store in stores:
                 for name, seconds in found.items():
                     times = ratio(seconds[stores[0].name], seconds[store.name])
@@ -109,6 +112,8 @@ def size(server: Named, sizes: Sequence[int]) -> None:
     print(f"\n### {server.kind}: with more entities, whose ids are ordered by time, or random\n")
     print(table(["µs of", "entities", "ordered ids", "times the first", "random ids", "times the first"], [
         [name, count, *row, *[""] * (4 - len(row))] for (name, count), row in sorted(cells.items())]), flush=True)
+    print(f"\n### {server.kind}: rows on a leaf of {sizes[-1]:,} entities, a page of 16 KiB\n")
+    print(table(["table", "key", "ordered ids", "random ids"], [[*key, *rows] for key, rows in leaves.items()]), flush=True)
     for name in "put", "get", "find(limit=20)", *(name + in_memory for name in ("put", "get", "find(limit=20)") if in_memory):
         what = f"{name} with {sizes[-1]:,} entities, times that with {sizes[0]:,}"
         check(server.kind, what, cells[name, sizes[-1]][1], 1.5, at_least=False)
@@ -175,6 +180,13 @@ class Sized:
         entities = table_bytes(self.server, self.context.name, "entities")
         indexes = table_bytes(self.server, self.context.name) - entities
         return entities // self.count, indexes // len(self.slim.indexes) // self.count
+
+    def rows_on_a_leaf(self) -> dict[tuple[str, str], int]:
+        """{(table, key): rows}"""
+        self.bytes()
+        pages = self.server.query("SELECT table_name, index_name, stat_value FROM mysql.innodb_index_stats"
+                                  " WHERE database_name = %s AND stat_name = 'n_leaf_pages' ORDER BY 1, 2", (self.context.name,))
+        return {(table, key): self.count // int(count) for table, key, count in pages if count > 1}
 
     def close(self) -> None:
         self.slim.close()
