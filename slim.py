@@ -39,6 +39,7 @@ import functools
 import getpass
 import io
 import ipaddress
+import itertools
 import json
 import operator
 import os
@@ -74,6 +75,7 @@ __version__ = "1.0.0"
 ANY = "any"                         # classes=ANY reads any pickle, as pickle does: for databases that only you write to
 MAX_SIZE = 64 << 20                 # bytes that a body may have when decompressed
 MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
+MAX_VERSION = (1 << 64) - 1         # a BIGINT UNSIGNED
 MAX_OBJECTS = 1 << 20               # lists, dictionaries, sets and calls of a body: one byte of it makes a set of 216 bytes
 MAX_TUPLES = 40_000                 # tuples of a body, also of what dates are made from: nested, each takes C's stack when hashed
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
@@ -171,9 +173,9 @@ SELECT_CATALOGUE = """SELECT c.table_name, c.column_name, c.column_type, c.colla
  ORDER BY c.table_name, c.ordinal_position"""
 SELECT_ENTITY = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 SELECT_PAGE = "SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"
-SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities ORDER BY added_id DESC LIMIT %s OFFSET %s"
+SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities WHERE added_id < %s ORDER BY added_id DESC LIMIT %s"
 SELECT_HISTORY = "SELECT added_id, id, updated, body FROM entities_history WHERE id IN %s ORDER BY number DESC"
-SELECT_RECENT = "SELECT id, body FROM {} WHERE id IN %s AND updated >= NOW() - INTERVAL %s SECOND"
+SELECT_RECENT = "SELECT id, body FROM entities WHERE id IN %s AND updated >= NOW() - INTERVAL %s SECOND"
 SELECT_VERSION = "SELECT id, added_id FROM entities WHERE id IN %s"
 SELECT_STAMP = "SELECT added_id, updated FROM entities WHERE id IN %s"
 SELECT_COUNT = "SELECT COUNT(*), COALESCE(MAX(added_id), 0) FROM entities"
@@ -186,13 +188,15 @@ INSERT_HISTORY = """INSERT INTO entities_history (id, number, added_id, updated,
  SELECT e.id, 1 + (SELECT COALESCE(MAX(h.number), 0) FROM entities_history AS h WHERE h.id = e.id), e.added_id,
   e.updated, e.body FROM entities AS e WHERE e.id IN %s"""      # numbered, as added_id need not rise in commit order
 DELETE_HISTORY = "DELETE FROM entities_history WHERE id IN %s"
+UNLESS_STORED = " AND NOT EXISTS (SELECT 1 FROM entities AS e WHERE e.id IN %s)"
 DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
-LOCK_VERSIONS = "SELECT added_id FROM entities WHERE added_id >= %s AND added_id <= %s FOR UPDATE"     # half the time of IN
+SELECT_VERSIONS = "SELECT added_id FROM entities WHERE added_id >= %s AND added_id <= %s"     # in half the time of IN
+LOCK = " FOR UPDATE"
 LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
-SELECT_MATCH = """SELECT e.added_id, e.id, e.updated, e.body FROM {table} AS i STRAIGHT_JOIN entities AS e
+SELECT_MATCH = """SELECT e.added_id, e.id, e.updated, e.body, {columns} FROM {table} AS i STRAIGHT_JOIN entities AS e
  ON e.id = i.entity_id WHERE {where} ORDER BY {order} LIMIT %s"""
 COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {where}"
 SELECT_COMPARED = """SELECT e.added_id, e.id, e.updated, e.body, i.entity_id, {names} FROM entities AS e
@@ -219,7 +223,8 @@ def _object(cls: Any, args: Sequence[Any], state: Any) -> Any:
         value.__setstate__(state)
     elif state is not None and not isinstance(value, enum.Enum):        # an enum's member is the process's own
         attributes, slots = state if isinstance(state, tuple) else (state, {})
-        vars(value).update(attributes or {}) if attributes else None
+        if attributes:
+            vars(value).update(attributes)
         for name in slots:
             setattr(value, name, slots[name])
     return value
@@ -344,11 +349,11 @@ def _load(data: bytes, allowed: Any) -> Any:
     return unpickler.load()
 
 
-def encode(entity: Mapping[Any, Any], classes: Any = ()) -> bytes:
+def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZE) -> bytes:
     """The body of a dictionary: a pickle of protocol 5, compressed by zlib.
 
-    classes: the application's classes that may be in it, or ANY. Raises Untrusted for a value that `decode` would
-    refuse, TypeError for one that cannot be pickled.
+    classes: the application's classes that may be in it, or ANY; max_size: bytes, the most before it is compressed. Raises
+    Untrusted for a value that `decode` would refuse, TypeError for one that cannot be pickled, ValueError if it is larger.
     """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, PROTOCOL)
@@ -361,6 +366,8 @@ def encode(entity: Mapping[Any, Any], classes: Any = ()) -> bytes:
         raise
     except Exception as error:                                  # pickling runs the values' own code
         raise TypeError(f"the entity {reprlib.repr(entity)} cannot be pickled and read again: {error}") from error
+    if len(data) > max_size:
+        raise ValueError(f"the entity {reprlib.repr(entity)} has {len(data)} bytes when pickled, over max_size={max_size}")
     return zlib.compress(data, LEVEL)
 
 
@@ -445,7 +452,7 @@ class _Column:
     def __init__(self, declared: Any) -> None:
         self.sql: Any = SQL_TYPES.get(declared, declared) if isinstance(declared, type) else declared
         parts = re.fullmatch(r"(\w+) *(?:\( *(\d+) *(?:, *(\d+) *)?\))?( +unsigned)?", str(self.sql).lower())
-        if not isinstance(self.sql, str) or not parts or parts[1] not in _PYTHON:
+        if not isinstance(self.sql, str) or not parts or parts[1] not in _PYTHON or parts[1] == "decimal" and not parts[2]:
             raise TypeError(f"{declared!r} is no type for a property; take one of {', '.join(cls.__name__ for cls in SQL_TYPES)}, "
                             f"or as a string one of {', '.join(_PYTHON)}")
         self.name, self.size, self.scale = parts[1], int(parts[2] or 0), int(parts[3] or 0)
@@ -514,22 +521,27 @@ class Index:
 
         limit: the most entities. after: the last Entity of the page before, to go on behind it.
         """
-        terms, left = self._terms(match), sys.maxsize if limit is None else limit
+        terms, left = self._terms(match), sys.maxsize if limit is None else operator.index(limit)
         ranged = [name for name in self.types if isinstance(match.get(name), slice)][:1]
         columns, sign = [f"i.{_quote(name)}" for name in (*ranged, "entity_id")], "<" if reverse else ">"
+        try:
+            last = [] if after is None else [*(self._value(name, after[name]) for name in ranged), _check_id(after["id"])]
+        except (KeyError, TypeError) as error:
+            raise TypeError(f"index {self.table}: after takes an Entity with {', '.join([*ranged, 'id'])}, the last of the page "
+                            f"before, not {reprlib.repr(after)}") from error
         while left > 0:
             where, args = _where(terms)
-            if after is not None:                               # (column, id) > (…, …) in a form that both servers range over
-                last = [*(self._value(name, after[name]) for name in ranged), after["id"]]
+            if last:                                            # (column, id) > (…, …) in a form that both servers range over
                 where += f" AND {columns[0]} {sign}= %s AND ({columns[0]} {sign} %s OR {columns[-1]} {sign} %s)"
                 args += [last[0], last[0], last[-1]]
             size = min(left, PAGE)
-            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where,
+            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where, columns=", ".join(columns),
                               order=", ".join([column + " DESC" * reverse for column in columns]))
-            for after in map(datastore._entity, rows):
-                if self._has(after, terms):
+            for row in rows:
+                entity, last = datastore._entity(row[:4]), row[4:]      # the index's row: the entity may be another by now
+                if self._has(entity, terms):
                     left -= 1
-                    yield after
+                    yield entity
             if len(rows) < size:
                 return
 
@@ -542,7 +554,7 @@ class Index:
         return int(self._read(datastore, COUNT_MATCH, args, where=where)[0][0])
 
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
-        """Rewrites the rows of a stored entity in this index. `Datastore.put` does it for all indexes."""
+        """Rewrites the row of an entity in this index, as it is stored. `Datastore.put` does it for all indexes."""
         stored = datastore.get(id := _check_id(entity.get("id")))
         if stored is None:
             self._delete_orphans(datastore, [id])
@@ -555,6 +567,7 @@ class Index:
         progress: anything called as tqdm.tqdm is. Returns the number of rows it had to change: 0, all was right.
         Raises TypeError, ValueError or Duplicate for an entity that the index cannot have, with its id.
         """
+        datastore._check_outside()                              # it would wait for what the transaction has locked
         known = datastore._refresh().indexes.get(self.table)
         if known and known.standing != self.table:
             datastore._rename()                                 # from here on every writer knows the table, or fails
@@ -568,7 +581,8 @@ class Index:
     def create(self, datastore: Datastore) -> None:
         """Creates the table where it is missing, to be populated. Raises Error with the statement where that is denied."""
         known = datastore._refresh().indexes.get(self.table)
-        if known and [(name, t.python) for name, t in known.types.items()] != [(name, t.python) for name, t in self.types.items()]:
+        if known and ([(name, t.python) for name, t in known.types.items()] != [(name, t.python) for name, t in self.types.items()]
+                      or self.unique > known.unique):
             raise ValueError(f"index table {self.table} stands as {known!r}, not as {self!r}: remove it, or take another name")
         names = [_quote(name) for name in self.types]
         if not known:
@@ -578,11 +592,11 @@ class Index:
                 key=self._names + ", entity_id" * (not self.unique), more="".join(f", KEY ({name})" for name in names[1:])))
 
     def drop(self, datastore: Datastore) -> None:
-        """Drops the table, if it stands."""
-        datastore._refresh()
-        datastore._rename()                                     # waits for transactions that know the table
-        datastore._define(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
-        datastore._refresh()
+        """Drops the table, if it stands, and is an index that the datastore maintains."""
+        if self.table in datastore._refresh().indexes:
+            datastore._rename()                                 # waits for transactions that know the table
+            datastore._define(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
+            datastore._refresh()
 
     def _row(self, entity: Mapping[Any, Any]) -> tuple[Any, ...] | None:
         """The entity's values in this index, None if it is not in it."""
@@ -594,16 +608,17 @@ class Index:
     def _value(self, name: str, value: Any) -> Any:
         try:
             return self.types[name].to_sql(value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"index {self.table}: property {name} {error}: {reprlib.repr(value)}; give another value, or "
-                              f"declare the type of the property: Index(…, {{{name!r}: …}})") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"index {self.table}: property {name} {error}: {reprlib.repr(value)}; give another value, or "
+                       f"declare the type of the property: Index(…, {{{name!r}: …}})") from error
 
     def _terms(self, match: Mapping[str, Any]) -> list[_Term]:
         terms = list[_Term]()
         for name, asked in match.items():
             if name not in self.types:
                 raise TypeError(f"index {self.table} has no property {name!r}; it has {', '.join(self.types)}")
-            if isinstance(asked, slice):
+            if isinstance(asked, slice) and asked.step is None:
                 terms += [(name, sign, self._value(name, end)) for sign, end in ((">=", asked.start), ("<", asked.stop))
                           if end is not None]
             else:
@@ -614,13 +629,13 @@ class Index:
     def _has(self, entity: Entity, terms: Iterable[_Term]) -> bool:
         try:
             return all(_SIGNS[sign](self.types[name].to_sql(entity.get(name)), value) for name, sign, value in terms)
-        except (TypeError, ValueError):                         # the row is not of this entity
+        except (TypeError, ValueError, OverflowError):          # the row is not of this entity
             return False
 
     def _read(self, datastore: Datastore, statement: str, args: Sequence[Any], **parts: str) -> Any:
         """Rows of a statement. What is asked of an index goes to the populated table alone, the rest to the one that stands."""
-        known = datastore._catalogue.indexes.get(self.table, self)
-        sql = statement.format(table=_quote(self.table if parts else known.standing), names=self._names, **parts)
+        standing = self.table if parts else self._known(datastore).standing
+        sql = statement.format(table=_quote(standing), names=self._names, **parts)
 
         def attempt(lost: int) -> Any:
             try:
@@ -628,9 +643,17 @@ class Index:
             except MySQLdb.ProgrammingError as error:
                 if _code(error) != ER.NO_SUCH_TABLE:
                     raise
-                raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, "
-                                   "Index.populate fills it") from error
+                raise self._not_populated() from error
         return datastore._run(attempt)
+
+    def _known(self, datastore: Datastore) -> Index:
+        if self.table not in datastore._catalogue.indexes:
+            raise self._not_populated()
+        return datastore._catalogue.indexes[self.table]
+
+    def _not_populated(self) -> NotPopulated:
+        return NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, Index.populate "
+                            "fills it")
 
     def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[dict[int, Any], bool]]:
         """Batches of the entities whose row is not as it should be, as `_rewrite` takes them."""
@@ -661,10 +684,11 @@ class Index:
         def attempt(lost: int) -> int:
             fresh = next(tries, False)
             with datastore.transaction():
-                locked = datastore._transact(datastore._bind(LOCK_VERSIONS, min(wanted), max(wanted)))[0]
+                lock = SELECT_VERSIONS + datastore._catalogue.guarded + LOCK        # the guard first, as in an update
+                locked = datastore._transact(datastore._bind(lock, min(wanted), max(wanted)))[0]
                 rows = {id: row for id, row, _ in (wanted[version] for version, in locked if version in wanted)}
                 if rows:
-                    datastore._apply([], datastore._quoted(rows), {datastore._catalogue.indexes[self.table]: rows}, fresh=fresh)
+                    datastore._apply([], datastore._quoted(rows), {self._known(datastore): rows}, fresh=fresh)
                 return len(rows)
         return datastore._run(attempt) if wanted else 0
 
@@ -675,7 +699,7 @@ class Index:
         row, who has done so is seen.
         """
         def attempt(lost: int) -> int:
-            known = datastore._catalogue.indexes[self.table]
+            known = self._known(datastore)
             with datastore.transaction():
                 _, standing = datastore._transact(datastore._bind(LOCK_ROW.format(table=_quote(known.standing)), ids),
                                                   datastore._bind(SELECT_VERSION, ids))
@@ -689,9 +713,14 @@ class Index:
     def _standing(cls, table: str, columns: Mapping[str, Any]) -> Index:
         """The index whose table stands, from {column: (type, collation, the table's comment)}."""
         (*_, comment), *_ = columns.values()
-        index = cls(table.removesuffix(BUILDING), {name: columns[name][0] for name in columns if name != "entity_id"},
-                    unique=comment == COMMENTS[True])
-        index.standing, index.exact = table, all(collation in EXACT for _, collation, _ in columns.values())
+        try:
+            collations = [collation for _, collation, _ in (columns["entity_id"], *columns.values())]
+            index = cls(table.removesuffix(BUILDING), {name: columns[name][0] for name in columns if name != "entity_id"},
+                        unique=comment == COMMENTS[True])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the table {table} cannot be an index, whose columns are properties and entity_id: {error}; give the "
+                             "index another name, or the table another comment") from error
+        index.standing, index.exact = table, all(collation in EXACT for collation in collations)
         delete = DELETE_ROW + EXACTLY.format("entity_id") * (not index.exact)
         index.delete = delete.format(table=_quote(table)).encode()
         index.insert = INSERT_ROW.format(table=_quote(table), names=index._names).encode() % ()
@@ -720,6 +749,7 @@ class _Catalogue(NamedTuple):
     """What stands in the database."""
 
     guards: list[str]
+    entities: bool
     history: bool
     indexes: dict[str, Index]
     id_type: str                                                # an index's entity_id is of the same, or a join is slow
@@ -752,7 +782,8 @@ class Datastore:
                          "conv": {**conversions, FIELD_TYPE.TIMESTAMP: _to_utc}}
         self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
         self._pid, self._local, self._connections = os.getpid(), _Local(), weakref.WeakSet[Any]()
-        self._catalogue = _Catalogue([], False, {}, "VARCHAR(36)", "", b"")
+        self._fork_lock = threading.Lock()
+        self._catalogue = _Catalogue([], False, False, {}, "VARCHAR(36)", "", b"")
         self._local.connection = self._open()                   # a wrong password is told at once, not tried again
         self._create_tables(history)
         for index in indexes:
@@ -771,7 +802,8 @@ class Datastore:
         """Stores the dictionary, whole, under its "id"; where it has none, a new one is written into it. Returns the id.
 
         expect: the version that it must replace (0: there must be none), else Conflict. Raises TypeError or ValueError for
-        what cannot be stored or indexed, Duplicate, and Unknown if `expect` was given and the connection lost in COMMIT.
+        what cannot be stored or indexed, Duplicate, and Unknown if the connection was lost in COMMIT: with `expect`, which is
+        not repeated, at once, else when no further try goes through.
         """
         id, *change = self._prepare(entity)
         self._write({id: change}, expect)
@@ -792,7 +824,7 @@ class Datastore:
         for row in self._read(SELECT_ENTITY, [_check_id(id)]):
             if row[1] == id and version in (None, row[0]):      # a table typed by hand may take Bob for bob
                 return self._entity(row)
-        versions = self.history(id) if version is not None and self._catalogue.history else []
+        versions = self.history(id) if version is not None and (self._catalogue.history or self._refresh().history) else []
         return next((entity for entity in versions if entity.version == version), None)
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Entity]:
@@ -811,7 +843,7 @@ class Datastore:
             self._write({_check_id(id): (None, None, None)}, expect, erase=history)
         except KeyError:
             if history and self._catalogue.history:
-                self._run(lambda lost: self._transact(self._bind(DELETE_HISTORY, [id])))
+                self._run(lambda lost: self._transact(self._bind(DELETE_HISTORY + UNLESS_STORED, [id], [id])))
             return False
         return True
 
@@ -856,7 +888,7 @@ class Datastore:
 
         progress: anything called as tqdm.tqdm is.
         """
-        connection = self._open()
+        connection = self._run(lambda lost: self._open())
         self._send(connection, *SNAPSHOT)
         entities = self._scan(connection)
         return iter(progress(entities, total=len(self))) if progress else entities
@@ -886,8 +918,7 @@ class Datastore:
         """The different types of dictionary that are stored. limit: look only at so many, those put last."""
         if limit is None:
             return Schema(self.scan(progress=progress))
-        starts = range(0, limit, PAGE)
-        rows = (row for start in starts for row in self._read(SELECT_NEWEST, min(PAGE, limit - start), start))
+        rows = itertools.islice(_pages(lambda before, size: self._read(SELECT_NEWEST, before or MAX_VERSION, size)), limit)
         return Schema(map(self._entity, progress(rows, total=limit) if progress else rows))
 
     @property
@@ -901,7 +932,12 @@ class Datastore:
         populate: False leaves that to `index.populate`; till then a query raises NotPopulated. progress: as for tqdm.tqdm.
         """
         self._names.add(index.table)
-        index.create(self)
+        try:
+            index.create(self)
+        except Exception:                                       # another's table, perhaps: it is no index, and not to be touched
+            self._names.discard(index.table)
+            self._refresh()
+            raise
         try:
             if populate and self._catalogue.indexes[index.table].standing != index.table:
                 index.populate(self, progress=progress)
@@ -912,8 +948,8 @@ class Datastore:
 
     def remove_index(self, index: Index) -> None:
         """Drops the index's table, if it stands: what is not maintained must not stay and answer."""
-        self._names.discard(index.table)
         index.drop(self)
+        self._names.discard(index.table)
 
     def close(self) -> None:
         """Closes all connections; a call that another thread has under way fails, and so does any call after it."""
@@ -930,7 +966,7 @@ class Datastore:
             raise TypeError(f"an entity is a dict, not {reprlib.repr(entity)} of type {type(entity).__name__}")
         id = _check_id(entity["id"]) if "id" in entity else _new_id()
         whole = entity if "id" in entity else {**entity, "id": id}
-        body = encode(whole, self._allowed)
+        body = encode(whole, self._allowed, self._max_size)
         if len(body) > min(MAX_BODY, self._max_packet):
             raise ValueError(f"entity {id!r} has {len(body)} bytes when compressed; MEDIUMBLOB takes {MAX_BODY}, the server's "
                              f"max_allowed_packet {self._max_packet}")
@@ -944,23 +980,25 @@ class Datastore:
             error.id = id
             raise
         entity.setdefault("id", id)
-        entity.version, entity.updated = version, updated
+        entity.version, entity.updated = version, updated.replace(tzinfo=dt.timezone.utc)    # DBAs may have made it a DATETIME
         return entity
 
     def _scan(self, connection: Connection) -> Iterator[Entity]:
         with contextlib.closing(connection):
             yield from map(self._entity, _pages(
-                lambda after, size: self._send(connection, self._bind(SELECT_PAGE, after, size))[0]))
+                lambda after, size: self._send(connection, (SELECT_PAGE % (after, size)).encode())[0]))
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
     def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[tuple[dict[str, Any], int], bool]]:
         """What `_put_batch` takes, and whether more follows that is not to be waited for."""
-        names = {name for index in self._catalogue.indexes.values() for name in index.types}
+        indexes = self._catalogue.indexes.values()
+        names = {name for index in indexes for name in index.types}
         count, size, pending = 0, 0, dict[str, Any]()
         for entity in entities:
             id, whole, body, _ = self._prepare(entity)
-            weight = 2 * len(body) + 8 * sum([len(str(whole[name])) for name in names if name in whole])    # escaped, at the most
+            values = sum([len(str(whole[name])) for name in names if name in whole])
+            weight = 2 * len(body) + 8 * values + (2 + 2 * len(indexes)) * (3 + 2 * len(id.encode()))      # escaped, at the most
             if len(pending) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
                 yield (pending, count), not self._local.depth
                 count, size, pending = 0, 0, {}
@@ -978,7 +1016,8 @@ class Datastore:
 
     def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
         # The guard before the row: who held the row and waited for the guard, behind a rename, would stop who is to end first.
-        select, local = SELECT_ENTITY + self._catalogue.guarded + " FOR UPDATE", self._local
+        select, local = SELECT_ENTITY + self._catalogue.guarded + LOCK, self._local
+        begun = local.open
         stored = [self._entity(row) for row in self._transact(self._bind(select, [id]), last=False)[0] if row[1] == id]
         if not stored and default is None:
             raise KeyError(id)
@@ -995,7 +1034,11 @@ class Datastore:
         _, *changed = self._prepare(entity)
         try:
             entity.version, entity.updated = self._write({id: changed}, None if stored else 0, stamp=True)[-1][0]
-        except Conflict:
+        except Conflict as error:
+            if begun:                                           # what change has put besides is not undone by itself
+                local.doomed = True
+                raise
+            self._roll_back(local, error)
             return None
         return entity
 
@@ -1051,20 +1094,19 @@ class Datastore:
             raise
 
     def _is_done(self, bodies: Mapping[str, bytes], seconds: float) -> bool:
-        """Whether a write whose COMMIT was lost was done: once more would be a version more."""
-        table = "entities_history" if self._catalogue.history else "entities"       # another may have put over it since
-        return bodies.items() <= {*self._read(SELECT_RECENT.format(table), tuple(bodies), int(seconds) + 2)}
+        """Whether a write whose COMMIT was lost was done, and stands: once more would be a version more."""
+        return bodies.items() <= {*self._read(SELECT_RECENT, tuple(bodies), int(seconds) + 2)}
 
     def _explain(self, error: MySQLdb.Error, ids: Sequence[str], rows: Mapping[Index, Any], expect: int | None) -> None:
         if not self._local.depth:
             self._roll_back(self._local, error)
-        for index in rows:
-            if index.unique:
-                index._explain(self, rows[index])
         if expect is not None:
             found = dict(self._read(SELECT_VERSION, ids)).get(ids[0], 0)
             if found != expect:
                 raise Conflict(ids[0], expect, found)
+        for index in rows:
+            if index.unique:
+                index._explain(self, rows[index])
         if _code(error) == ER.SUBQUERY_NO_1_ROW and not expect:
             raise KeyError(ids[0])
         for id, _ in self._read(SELECT_VERSION, ids):
@@ -1075,7 +1117,7 @@ class Datastore:
     # The catalogue
 
     def _create_tables(self, history: bool) -> None:
-        if not self._refresh().delete:
+        if not self._refresh().entities:
             self._create(CREATE_ENTITIES)
         if history and not self._catalogue.history:
             self._create(CREATE_HISTORY)
@@ -1096,14 +1138,14 @@ class Datastore:
         columns: dict[str, dict[str, Any]] = {}
         for table, column, sql, collation, comment in rows:
             columns.setdefault(table, {})[column] = sql, collation, comment
-        id_type, delete, guarded = "VARCHAR(36)", "", "".join([GUARDED.format(_quote(guard)) for guard, in guards[:1]])
-        if "entities" in columns:
-            id_type, collation, _ = columns["entities"]["id"]
-            id_type += f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else ""
-            delete = DELETE_ENTITY + EXACTLY.format("id") * (collation not in EXACT) + guarded
+        guarded = "".join([GUARDED.format(_quote(guard)) for guard, in guards[:1]])
+        id_type, collation, _ = columns.get("entities", {}).get("id", ("VARCHAR(36)", None, ""))
+        id_type += f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else ""
+        delete = DELETE_ENTITY + EXACTLY.format("id") * (collation not in EXACT) + guarded
         indexes = [Index._standing(table, columns[table]) for table in sorted(columns.keys() - {"entities", "entities_history"})]
-        catalogue = self._catalogue = _Catalogue([guard for guard, in guards], "entities_history" in columns,
-                                                 {index.table: index for index in indexes}, id_type, guarded, delete.encode())
+        catalogue = self._catalogue = _Catalogue(
+            [guard for guard, in guards], "entities" in columns, "entities_history" in columns,
+            {index.table: index for index in indexes}, id_type, guarded, delete.encode())
         return catalogue                                        # another thread's may be older
 
     def _create(self, statement: str) -> None:
@@ -1112,7 +1154,8 @@ class Datastore:
             self._define(statement)
         except MySQLdb.Error as error:
             if _code(error) in DENIED:
-                raise Error("a table is missing, and this account may not create it; its DBA can, by: "
+                raise Error("a table is missing, and this account may not create it; its DBA can, by what follows (an index is then "
+                            "to be populated, after a restart of the programs that write): "
                             + statement.replace("%%", "%").replace(BUILDING + "`", "`", 1)) from error
             if _code(error) != ER.TABLE_EXISTS_ERROR:
                 raise
@@ -1133,9 +1176,12 @@ class Datastore:
         self._run(attempt)
         self._refresh()
 
+    def _check_outside(self) -> None:
+        if self._here().depth:
+            raise Error("an index cannot be added, populated or removed, nor a table made, inside a transaction(): do it outside")
+
     def _define(self, sql: str) -> None:
-        if self._local.depth:
-            raise Error("tables cannot be made, renamed or dropped inside a transaction(): that would commit it")
+        self._check_outside()
         self._run(lambda lost: self._send(self._local.connection, self._bind(sql)))
 
     # The one door to the driver
@@ -1179,7 +1225,7 @@ class Datastore:
                 if not begun:
                     lost = lost or local.committing and code in LOST and local.connection.thread_id()
                     self._roll_back(local, error)
-                if lost and (once or not again):
+                if lost and code is not None and (once or not again):
                     raise Unknown(code, f"the connection was lost; whether the write was done is not known: {error}") from error
                 if not again:
                     local.doomed = local.depth > 0 and (local.doomed or code is not None or isinstance(error, Duplicate)
@@ -1237,18 +1283,24 @@ class Datastore:
 
     def _send(self, connection: Connection, *statements: bytes, results: int = 0) -> list[Any]:
         """One round trip. Returns the rows of each statement that has some; an error ends the packet."""
-        connection.query(b";".join(statements))
         rows, count = [], 0
-        with contextlib.suppress(UnicodeDecodeError):           # the driver says nothing of a result that was cut off
-            while True:
-                result = connection.store_result()
-                if result is not None:
-                    rows.append(result.fetch_row(0))
-                elif connection.field_count():
-                    break
-                count += 1
-                if connection.next_result() == -1:
-                    break
+        try:
+            connection.query(b";".join(statements))
+            with contextlib.suppress(UnicodeDecodeError):       # the driver says nothing of a result that was cut off
+                while True:
+                    result = connection.store_result()
+                    if result is not None:
+                        rows.append(result.fetch_row(0))
+                    elif connection.field_count():
+                        break
+                    count += 1
+                    if connection.next_result() == -1:
+                        break
+        except MySQLdb.Error:
+            raise
+        except BaseException:                                   # a signal handler's: the answer is not read
+            connection.close()
+            raise
         if count != (results or len(statements)):
             raise MySQLdb.OperationalError(CR.SERVER_LOST, "Lost connection to server in the middle of a result")
         return rows
@@ -1269,7 +1321,10 @@ class Datastore:
     def _here(self) -> _Local:
         """What this thread has; in a forked child nothing, as the sockets are the parent's."""
         if self._pid != os.getpid():
-            self._pid, self._local, self._connections = os.getpid(), _Local(), weakref.WeakSet()
+            with self._fork_lock:
+                if self._pid != os.getpid():
+                    self._local, self._connections = _Local(), weakref.WeakSet()
+                    self._pid = os.getpid()                     # last: other threads go by it
         return self._local
 
 
@@ -1471,20 +1526,28 @@ def _text(entity: Entity) -> str:
     return "\n".join([f"{bold}{entity.get('id')}{plain}  version {entity.version}, {entity.updated:%Y-%m-%d %H:%M:%S} UTC", *lines])
 
 
+class _Viewer(Datastore):
+    """One that makes no table: who looks at a database should find it as it was."""
+
+    def _create_tables(self, history: bool) -> None:
+        if not self._refresh().entities:
+            raise Error(f"the database {self._connect['database']} has no table entities")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The command line, `python -m slim`. Returns the exit status: 0, 1 after an error; if called wrongly it exits with 2."""
     options = _arguments(sys.argv[1:] if words is None else words)
     connect = {"port": options.port, "unix_socket": options.socket, "read_default_file": options.defaults_file}
     try:
         password = getpass.getpass("Enter password: ") if options.password == "" else options.password
-        with Datastore(options.host, options.user, password, options.database, read_default_group="client", **{
+        with _Viewer(options.host, options.user, password, options.database, read_default_group="client", **{
                 name: value for name, value in connect.items() if value is not None}) as store:
             for line in _lines(options, store):
                 print(json.dumps(_jsonable(line), ensure_ascii=False) if options.json else line, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # who reads has gone: nothing more to say, at exit neither
         return 1
-    except (Error, MySQLdb.Error, TypeError, ValueError) as error:
+    except (Error, MySQLdb.Error, TypeError, ValueError, ArithmeticError, EOFError) as error:
         print("slim:", " ".join(str(error.args[-1] if _code(error) else error).split()), file=sys.stderr)
         return 1
     return 0

@@ -214,3 +214,10 @@ def test_password_option_alone_asks_and_shows_nothing_of_it(
         filled: slim.Datastore, options: Path, database: str, secretive: str) -> None:
     shown = on_terminal(f"--defaults-file={options}", "-u", secretive, "-p", database, "get", "x", answer=SECRET)
     assert "bob" in shown and SECRET not in shown
+
+
+def test_database_without_entities_is_an_error_and_stays_as_it_was(
+        run: Slim, sql: Callable[..., Any]) -> None:
+    done = run("schema")
+    assert done.returncode == 1 and "has no table entities" in done.stderr
+    assert sql("SHOW TABLES") == []

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -239,3 +242,43 @@ def test_put_after_many_deadlocks_still_reads_the_catalogue_again(store: slim.Da
      IF @tries < 9 THEN SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END IF;
      IF @tries = 9 THEN SIGNAL SQLSTATE '42S02' SET MYSQL_ERRNO = 1146; END IF; END""")
     assert store.get(store.put({"n": 1})) is not None
+
+
+def test_exception_of_a_signal_handler_leaves_a_store_that_works(store: slim.Datastore, connect: dict[str, Any]) -> None:
+    """It is raised between a query and its result, which nobody reads then."""
+    store.put({"id": "a"})
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    other = MySQLdb.connect(**connect)
+    try:
+        other.query("LOCK TABLES entities WRITE")
+        unlock = threading.Timer(0.5, other.close)
+        unlock.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(TimeoutError):
+            store.get("a")
+        unlock.join()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert store.get("a") == {"id": "a"}
+    store.delete("a")
+
+
+def test_threads_of_a_forked_child_may_all_begin_at_once(store: slim.Datastore) -> None:
+    def get(barrier: threading.Barrier) -> None:
+        barrier.wait()
+        store.get("a")
+
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            status = 1
+            with contextlib.suppress(BaseException):
+                sys.setswitchinterval(1e-6)
+                in_threads(*[functools.partial(get, threading.Barrier(12))] * 12)
+                status = 0
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0

@@ -280,3 +280,39 @@ def test_latest_twenty_read_twenty_index_rows_and_sort_nothing(
             assert read["Handler_read_prev"] + read["Handler_read_next"] <= 20 + behind
             assert read["Handler_read_key"] <= 22               # the first of the index, and twenty entities
             assert "filesort" not in plan(connections[0], select) and "temporary" not in plan(connections[0], select)
+
+
+def test_pages_go_on_behind_rows_that_are_stale(store: slim.Datastore, sql: Sql) -> None:
+    by_n = store.add_index(slim.Index("index_n", {"n": int}))
+    store.put_many([{"id": "k", "n": 5}, {"id": "l"}, {"id": "m", "n": 13}])
+    sql("UPDATE index_n SET n = 11 WHERE entity_id = 'k'")
+    sql("INSERT INTO index_n VALUES (12, 'l')")
+    assert ids(by_n.find(store, {"n": slice(10, None)}, limit=1)) == ["m"]
+    assert ids(by_n.find(store, {"n": slice(1, None)}, limit=1, reverse=True)) == ["m"]
+
+
+@pytest.mark.parametrize("after", [{"id": "k"}, {"n": 1}, "k", 5])
+def test_page_after_something_else_than_an_entity_of_the_index_is_a_clear_error(store: slim.Datastore, after: Any) -> None:
+    by_n = store.add_index(slim.Index("index_n", {"n": int}))
+    with pytest.raises(TypeError, match="index_n: after takes an Entity with n, id"):
+        list(by_n.find(store, {"n": slice(1, None)}, after=after))
+
+
+def test_unique_index_where_another_stands_is_refused(store: slim.Datastore) -> None:
+    store.add_index(slim.Index("index_n", {"n": int}))
+    with pytest.raises(ValueError, match="index_n stands as"):
+        store.add_index(slim.Index("index_n", {"n": int}, unique=True))
+
+
+def test_stale_version_with_a_taken_unique_value_is_a_conflict(store: slim.Datastore) -> None:
+    store.add_index(slim.Index("index_n", {"n": int}, unique=True))
+    store.put_many([{"id": "a", "n": 1}, {"id": "b", "n": 2}])
+    with pytest.raises(slim.Conflict):
+        store.put({"id": "b", "n": 1}, expect=1 << 40)
+
+
+def test_number_beyond_a_float_is_a_value_error_of_its_index(store: slim.Datastore) -> None:
+    store.add_index(slim.Index("index_score", {"score": float}))
+    with pytest.raises(ValueError, match="index_score: property score"):
+        store.put({"score": 10 ** 400})
+    assert len(store) == 0

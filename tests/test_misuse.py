@@ -170,3 +170,46 @@ def test_password_is_in_no_message_repr_or_log(
     finally:
         server.query("DROP USER 'slim_secret'@'%'")
     assert SECRET not in "".join(shown) + caplog.text
+
+
+@pytest.mark.parametrize("columns", ["entity_id VARCHAR(36) PRIMARY KEY, name VARCHAR(9), secret INT",
+                                     "entity_id VARCHAR(36) PRIMARY KEY, name TEXT", "id VARCHAR(36) PRIMARY KEY, name VARCHAR(9)"])
+def test_table_of_another_application_is_refused_as_an_index_and_not_touched(columns: str, store: slim.Datastore, sql: Sql) -> None:
+    sql(f"CREATE TABLE users ({columns})")
+    sql(f"INSERT INTO users ({columns.split()[0]}, name) VALUES ('k', 'Ann')")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="users"):
+            store.add_index(slim.Index("users", "name"))
+    store.put({"id": "k", "name": "Bob"})
+    store.remove_index(slim.Index("users", "name"))
+    store.delete("k")
+    assert sql("SELECT name FROM users") == [("Ann",)]
+    assert store.indexes == []
+
+
+def test_entity_that_get_would_find_too_large_is_refused(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect, max_size=1000) as store:
+        with pytest.raises(ValueError, match="max_size=1000"):
+            store.put({"id": "a", "text": "x" * 1000})
+        assert len(store) == 0
+
+
+def test_index_is_not_populated_or_added_inside_a_transaction(store: slim.Datastore) -> None:
+    by_n = store.add_index(slim.Index("index_n", {"n": int}))
+    for call in by_n.populate, by_n.drop, lambda store: store.add_index(slim.Index("index_m", "m")):
+        with pytest.raises(slim.Error, match="inside a transaction"), store.transaction():
+            store.put({"n": 1})
+            call(store)
+    assert len(store) == 0
+
+
+def test_index_that_does_not_stand_says_so(store: slim.Datastore) -> None:
+    store.put({"id": "k", "n": 1})
+    with pytest.raises(slim.NotPopulated, match="index_n does not stand"):
+        slim.Index("index_n", {"n": int}).put(store, {"id": "k"})
+
+
+def test_table_that_was_dropped_is_the_drivers_error(store: slim.Datastore, sql: Sql) -> None:
+    sql("DROP TABLE entities")
+    with pytest.raises(MySQLdb.ProgrammingError, match="1146"):
+        store.put({"n": 1})

@@ -167,3 +167,14 @@ def test_server_that_is_gone_is_an_error_of_the_driver_without_the_password(
     with pytest.raises(MySQLdb.OperationalError) as caught:
         slim.Datastore(**{**through, "password": "s3cret"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_put_lost_on_its_way_is_done_though_an_older_version_was_the_same(
+        proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]) -> None:
+    with slim.Datastore(**through, history=True) as store:
+        for on in True, False:
+            store.put({"id": "k", "on": on})
+        proxy.requests, proxy.cut = 0, at_request(1, 0)
+        store.put({"id": "k", "on": True})
+        assert [entity["on"] for entity in store.history("k")] == [True, False, True]
+        assert store.get("k")["on"] is True

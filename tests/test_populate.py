@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,3 +221,32 @@ def test_progress_sees_every_entity_and_their_number(store: slim.Datastore) -> N
 
     store.add_index(BY_USER, progress=progress)
     assert seen == [250] + 250 * [None]
+
+
+def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
+        connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """RENAME takes its locks in the order of the names, and this index is before the guard."""
+    index = slim.Index("by_user", "user")
+    with contextlib.ExitStack() as stack:
+        first, second, writer = (stack.enter_context(slim.Datastore(**connect)) for _ in range(3))
+        first.put({"id": "e", "user": "bob"})
+        for store in first, second:
+            store.add_index(index, populate=False)
+        writer.put({"id": "other"})
+        apply, threads = second._apply, [threading.Thread(target=writer.put, args=[{"id": "e", "user": "ann"}]),
+                                         threading.Thread(target=first._rename, args=[("by_user~", "by_user")])]
+
+        def late(*args: Any, **kwargs: Any) -> Any:             # it has locked the entity
+            monkeypatch.undo()
+            for thread in threads:
+                thread.start()
+                time.sleep(0.3)
+            return apply(*args, **kwargs)
+
+        monkeypatch.setattr(second, "_apply", late)
+        begun = time.monotonic()
+        index.populate(second)
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begun < 20                    # a lock is waited for 50 s
+    assert wrong(connect) == []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+from check import in_threads
 from server import Named
 
 import slim
@@ -94,3 +95,15 @@ def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(connect: dic
     total, before, put, scanned = json.loads(done.stdout)
     assert total == sum(range(100_000))
     assert scanned - before <= 16, (before, put, scanned)       # MiB; the entities themselves have over 60
+
+
+def test_scan_may_be_the_first_call_of_a_thread(store: slim.Datastore) -> None:
+    store.put_many({"n": n} for n in range(3))
+    found: list[Any] = []
+
+    def look() -> None:
+        found.append([entity["n"] for entity in store])
+        found.append(store.schema().count)
+
+    in_threads(look)
+    assert found == [[0, 1, 2], 3]

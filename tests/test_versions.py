@@ -226,3 +226,42 @@ def test_updated_is_the_time_of_the_put_in_utc(store: slim.Datastore) -> None:
     updated = store.get("a").updated
     assert updated.utcoffset().total_seconds() == 0
     assert abs(updated.timestamp() - time.time()) < 5
+
+
+def test_version_is_read_by_a_store_that_was_open_before_there_was_history(store: slim.Datastore, connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect, history=True) as other:
+        first, _ = [other.get(other.put({"id": "k", "n": n})) for n in (1, 2)]
+    assert store.get("k", version=first.version) == first
+
+
+def test_delete_that_finds_none_keeps_the_history_of_who_puts_one_meanwhile(
+        kept: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put_meanwhile(*_: Any, **__: Any) -> None:
+        monkeypatch.undo()
+        kept.put({"id": "k"})
+        raise KeyError("k")
+
+    monkeypatch.setattr(kept, "_write", put_meanwhile)
+    assert not kept.delete("k", history=True)
+    assert len(kept.history("k")) == 1
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_update_that_was_overtaken_does_what_its_change_puts_once(
+        inside: bool, store: slim.Datastore, connect: dict[str, Any]) -> None:
+    store.put_many([{"id": "count", "n": 0}, {"id": "m"}])       # m: InnoDB may lock what sorts next to what was written
+    with slim.Datastore(**connect) as rival:
+        def change(entity: slim.Entity) -> None:
+            store.update("count", lambda count: count.update(n=count["n"] + 1))
+            if "z" not in rival:
+                rival.put({"id": "z", "n": 7})
+            entity["m"] = 1
+
+        if inside:
+            with pytest.raises(slim.Conflict), store.transaction():
+                store.put({"id": "first"})
+                store.update("z", change, default={})
+            assert store.get_many(["count", "z", "first"]) == {"count": {"id": "count", "n": 0}, "z": {"id": "z", "n": 7}}
+        else:
+            assert store.update("z", change, default={}) == {"id": "z", "n": 7, "m": 1}
+            assert store.get("count") == {"id": "count", "n": 1}
