@@ -1094,7 +1094,8 @@ class Datastore:
             raise
 
     def _is_done(self, bodies: Mapping[str, bytes], seconds: float) -> bool:
-        """Whether a write whose COMMIT was lost was done, and stands: once more would be a version more."""
+        """Whether a write whose COMMIT was lost stands, so that once more would be a version more. Where another has put over it
+        that cannot be told, as an older version may have been the same."""
         return bodies.items() <= {*self._read(SELECT_RECENT, tuple(bodies), int(seconds) + 2)}
 
     def _explain(self, error: MySQLdb.Error, ids: Sequence[str], rows: Mapping[Index, Any], expect: int | None) -> None:
@@ -1154,8 +1155,8 @@ class Datastore:
             self._define(statement)
         except MySQLdb.Error as error:
             if _code(error) in DENIED:
-                raise Error("a table is missing, and this account may not create it; its DBA can, by what follows (an index is then "
-                            "to be populated, after a restart of the programs that write): "
+                raise Error("a table is missing, and this account may not create it; its DBA can, by what follows (then, for an "
+                            "index, restart the programs that write, and populate it): "
                             + statement.replace("%%", "%").replace(BUILDING + "`", "`", 1)) from error
             if _code(error) != ER.TABLE_EXISTS_ERROR:
                 raise
