@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import collections
 import random
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,13 @@ class Notes(NamedTuple):
     calls: int
 
 
-def write(connect: dict[str, Any], name: str, stop: Path) -> Notes:
-    """Puts, puts with expect, updates and deletes, on few keys, until the file `stop` is there."""
+def write(connect: dict[str, Any], name: str, stop: Path, pause: float) -> Notes:
+    """Puts, puts with expect, updates and deletes, on few keys, until the file `stop` is there, with a pause after each."""
     notes = Notes(set(), set(), collections.Counter(), collections.Counter(), collections.Counter(), 0)
     dice, calls, own = random.Random(name), 0, []
     with slim.Datastore(**connect) as store:
         while not stop.exists():
+            time.sleep(pause)
             calls, mark, key = calls + 1, f"{name}-{calls}", dice.randrange(HOT)
             verb = dice.choice(["put", "put hot", "expect", "update", "delete"])
             id = {"put": mark, "put hot": f"hot-{key}", "expect": f"expect-{key}", "update": f"update-{key}",

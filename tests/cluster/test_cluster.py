@@ -36,7 +36,8 @@ def test_ordinary_suite_passes_on_a_node(cluster: Cluster, long: bool) -> None:
     assert done.returncode == 0
 
 
-def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None], nodes: int = 3) -> list[races.Notes]:
+def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None], nodes: int = 3,
+         pause: float = 0.0) -> list[races.Notes]:
     """What the writers noted, WRITERS processes on each of so many nodes, while `during` ran."""
     with slim.Datastore(**cluster.nodes[0].connect, database=database, indexes=races.INDEXES, history=True) as store:
         for key in range(races.HOT):
@@ -46,7 +47,7 @@ def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None]
     places = [{**node.connect, "database": database} for node in cluster.nodes[:nodes] for _ in range(WRITERS)]
     context = multiprocessing.get_context("spawn")              # threads and connections of this process are not theirs
     with ProcessPoolExecutor(len(places), mp_context=context) as pool:
-        futures = [pool.submit(races.write, place, f"writer{n}", stop) for n, place in enumerate(places)]
+        futures = [pool.submit(races.write, place, f"writer{n}", stop, pause) for n, place in enumerate(places)]
         try:
             during()
         finally:
@@ -83,7 +84,7 @@ def test_nodes_killed_under_writers_lose_nothing(cluster: Cluster, shared: str, 
             time.sleep(SECONDS)
             node.start()
         time.sleep(SECONDS)
-    audit(cluster, shared, race(cluster, shared, tmp_path / "stop", kill))
+    audit(cluster, shared, race(cluster, shared, tmp_path / "stop", kill, pause=cluster.pause))
 
 
 @pytest.mark.timeout(0)
