@@ -1165,15 +1165,21 @@ class Datastore:
     def _rename(self, *tables: tuple[str, str]) -> None:
         """Renames tables, those that stand, and the guard: waits for the writes under way (Galera aborts them); later ones read
         the catalogue again."""
+        def standing() -> set[str]:
+            return {index.standing for index in self._refresh().indexes.values()}
+
         def attempt(lost: int) -> None:
-            standing = {index.standing for index in self._catalogue.indexes.values()}
-            pairs = [pair for pair in tables if pair[0] in standing]
+            pairs = [pair for pair in tables if pair[0] in standing()]
             if pairs or not tables:
                 pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
-            if pairs:
-                self._define("RENAME TABLE " + ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs]))
-            if pairs and self._galera:
-                self._define(SETTLE)
+            names = ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs])
+            try:
+                for sql in [f"RENAME TABLE {names}", *[SETTLE] * self._galera] if pairs else []:
+                    self._send(self._local.connection, self._bind(sql))
+            except MySQLdb.Error as error:
+                if _code(error) != ER.TABLE_EXISTS_ERROR or {old for old, _ in tables} & standing():
+                    raise                                       # else another has just renamed them
+        self._check_outside()
         self._run(attempt)
         self._refresh()
 

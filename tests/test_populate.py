@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import load
@@ -233,20 +234,19 @@ def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
         for store in first, second:
             store.add_index(index, populate=False)
         writer.put({"id": "other"})
-        apply, threads = second._apply, [threading.Thread(target=writer.put, args=[{"id": "e", "user": "ann"}]),
-                                         threading.Thread(target=first._rename, args=[("by_user~", "by_user")])]
+        pool, apply, others = stack.enter_context(futures.ThreadPoolExecutor()), second._apply, list[futures.Future[Any]]()
 
         def late(*args: Any, **kwargs: Any) -> Any:             # it has locked the entity
             monkeypatch.undo()
-            for thread in threads:
-                thread.start()
+            for call in lambda: writer.put({"id": "e", "user": "ann"}), lambda: first._rename(("by_user~", "by_user")):
+                others.append(pool.submit(call))
                 time.sleep(0.3)
             return apply(*args, **kwargs)
 
         monkeypatch.setattr(second, "_apply", late)
         begun = time.monotonic()
         index.populate(second)
-        for thread in threads:
-            thread.join()
+        for other in others:
+            other.result()
         assert time.monotonic() - begun < 20                    # a lock is waited for 50 s
     assert wrong(connect) == []
