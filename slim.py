@@ -215,6 +215,10 @@ class Entity(dict[Any, Any]):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return dict, (), None, None, iter(self.items())
 
+    def _stamped(self, version: int, updated: dt.datetime) -> Entity:
+        self.version, self.updated = version, updated.replace(tzinfo=dt.timezone.utc)   # as the session's time zone is
+        return self
+
 
 def _object(cls: Any, args: Sequence[Any], state: Any) -> Any:
     """An application's object. Pickle has opcodes for it, NEWOBJ and BUILD, by which a body could alter a class, too."""
@@ -779,7 +783,7 @@ class Datastore:
         named = {"host": host, "user": user, "password": password, "database": database}
         self._connect = {**connect, **{name: value for name, value in named.items() if value is not None},
                          "charset": "utf8mb4", "binary_prefix": True, "autocommit": True,
-                         "conv": {**conversions, FIELD_TYPE.TIMESTAMP: _to_utc}}
+                         "conv": {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}}
         self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
         self._pid, self._local, self._connections = os.getpid(), _Local(), weakref.WeakSet[Any]()
         self._fork_lock = threading.Lock()
@@ -980,8 +984,7 @@ class Datastore:
             error.id = id
             raise
         entity.setdefault("id", id)
-        entity.version, entity.updated = version, updated.replace(tzinfo=dt.timezone.utc)    # DBAs may have made it a DATETIME
-        return entity
+        return entity._stamped(version, updated)
 
     def _scan(self, connection: Connection) -> Iterator[Entity]:
         with contextlib.closing(connection):
@@ -1033,14 +1036,13 @@ class Datastore:
             raise ValueError(f"change made {reprlib.repr(entity.get('id'))} of the id {id!r}; put that as an entity of its own")
         _, *changed = self._prepare(entity)
         try:
-            entity.version, entity.updated = self._write({id: changed}, None if stored else 0, stamp=True)[-1][0]
+            return entity._stamped(*self._write({id: changed}, None if stored else 0, stamp=True)[-1][0])
         except Conflict as error:
             if begun:                                           # what change has put besides is not undone by itself
                 local.doomed = True
                 raise
             self._roll_back(local, error)
             return None
-        return entity
 
     def _write(self, changes: Mapping[str, Any], expect: int | None = None, *, erase: bool = False, stamp: bool = False) -> Any:
         """Deletes entities, inserts those that have a body, and rewrites all their index rows: one packet, one transaction.
@@ -1340,10 +1342,6 @@ def _let_go(pid: int, socket: int) -> None:
     if pid != os.getpid():
         with open(os.devnull, "r+b") as null:
             os.dup2(null.fileno(), socket)
-
-
-def _to_utc(text: str) -> dt.datetime:
-    return dt.datetime.fromisoformat(text + "+00:00")           # TIMESTAMP, in a session whose time zone is that
 
 
 def _code(error: BaseException) -> Any:

@@ -90,7 +90,7 @@ def disagreements(tables: dict[str, list[tuple[Any, ...]]]) -> list[tuple[str, s
     """The index rows that are missing or superfluous, by what the bodies say."""
     entities = {id: slim.decode(body) for _, id, _, body in tables["entities"]}
     found = []
-    for index in [index for index in [*INDEXES, LATER] if index.table in tables]:
+    for index in [*INDEXES, *[LATER] * (LATER.table in tables)]:
         names = list(index.types)
         wanted = {(*(entity[name] for name in names), id) for id, entity in entities.items()
                   if all(entity.get(name) is not None for name in names)}
