@@ -84,6 +84,7 @@ LEVEL = 1                           # of zlib: at 300 bytes all are within 1 %; 
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
 CLOSED = "this Datastore is closed; open another"
 DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
+NOT_POPULATED = "index {} does not stand, or is not populated: Datastore.add_index makes it, Index.populate fills it"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
 BUILDING = "~"                      # ends the name of an index table that is not populated yet
@@ -192,7 +193,6 @@ UNLESS_STORED = " AND NOT EXISTS (SELECT 1 FROM entities AS e WHERE e.id IN %s)"
 DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
 SELECT_VERSIONS = "SELECT added_id FROM entities WHERE added_id >= %s AND added_id <= %s"     # in half the time of IN
-LOCK = " FOR UPDATE"
 LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
@@ -302,12 +302,13 @@ def _check_opcodes(data: bytes, allowed: re.Pattern[bytes]) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what `_check_opcodes` let through. Nothing is imported: a name is allowed, known, or Untrusted."""
+    """Reads what `_check_opcodes` let through. Nothing is imported."""
 
     classes: Mapping[tuple[str, str], Any] = {}
     known: Mapping[tuple[str, str], Any] = _KNOWN
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a body means by a name. Raises Untrusted for any that is not allowed or known."""
         found = self.classes.get((module, name)) or self.known.get((module, name))
         if found is None:
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
@@ -325,6 +326,7 @@ class _Pickler(pickle.Pickler):
     doubtful = False                                            # whether it met more than is always read again
 
     def reducer_override(self, value: Any) -> Any:
+        """How a value is pickled whose type has no opcode: an application's object by `_object`."""
         if type(value) in _DATES or type(value) is Decimal:
             return NotImplemented
         self.doubtful = True
@@ -585,8 +587,7 @@ class Index:
     def create(self, datastore: Datastore) -> None:
         """Creates the table where it is missing, to be populated. Raises Error with the statement where that is denied."""
         known = datastore._refresh().indexes.get(self.table)
-        if known and ([(name, t.python) for name, t in known.types.items()] != [(name, t.python) for name, t in self.types.items()]
-                      or self.unique > known.unique):
+        if known and (known._properties() != self._properties() or self.unique > known.unique):
             raise ValueError(f"index table {self.table} stands as {known!r}, not as {self!r}: remove it, or take another name")
         names = [_quote(name) for name in self.types]
         if not known:
@@ -601,6 +602,9 @@ class Index:
             datastore._rename()                                 # waits for transactions that know the table
             datastore._define(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
             datastore._refresh()
+
+    def _properties(self) -> list[tuple[str, type]]:
+        return [(name, column.python) for name, column in self.types.items()]
 
     def _row(self, entity: Mapping[Any, Any]) -> tuple[Any, ...] | None:
         """The entity's values in this index, None if it is not in it."""
@@ -647,17 +651,14 @@ class Index:
             except MySQLdb.ProgrammingError as error:
                 if _code(error) != ER.NO_SUCH_TABLE:
                     raise
-                raise self._not_populated() from error
+                raise NotPopulated(NOT_POPULATED.format(self.table)) from error
         return datastore._run(attempt)
 
     def _known(self, datastore: Datastore) -> Index:
+        """The same index as it stands."""
         if self.table not in datastore._catalogue.indexes:
-            raise self._not_populated()
+            raise NotPopulated(NOT_POPULATED.format(self.table))
         return datastore._catalogue.indexes[self.table]
-
-    def _not_populated(self) -> NotPopulated:
-        return NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, Index.populate "
-                            "fills it")
 
     def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[dict[int, Any], bool]]:
         """Batches of the entities whose row is not as it should be, as `_rewrite` takes them."""
@@ -688,8 +689,7 @@ class Index:
         def attempt(lost: int) -> int:
             fresh = next(tries, False)
             with datastore.transaction():
-                lock = SELECT_VERSIONS + datastore._catalogue.guarded + LOCK        # the guard first, as in an update
-                locked = datastore._transact(datastore._bind(lock, min(wanted), max(wanted)))[0]
+                locked = datastore._transact(datastore._locking(SELECT_VERSIONS, min(wanted), max(wanted)))[0]
                 rows = {id: row for id, row, _ in (wanted[version] for version, in locked if version in wanted)}
                 if rows:
                     datastore._apply([], datastore._quoted(rows), {self._known(datastore): rows}, fresh=fresh)
@@ -716,15 +716,14 @@ class Index:
     @classmethod
     def _standing(cls, table: str, columns: Mapping[str, Any]) -> Index:
         """The index whose table stands, from {column: (type, collation, the table's comment)}."""
-        (*_, comment), *_ = columns.values()
         try:
-            collations = [collation for _, collation, _ in (columns["entity_id"], *columns.values())]
+            *_, comment = columns["entity_id"]
             index = cls(table.removesuffix(BUILDING), {name: columns[name][0] for name in columns if name != "entity_id"},
                         unique=comment == COMMENTS[True])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the table {table} cannot be an index, whose columns are properties and entity_id: {error}; give the "
                              "index another name, or the table another comment") from error
-        index.standing, index.exact = table, all(collation in EXACT for collation in collations)
+        index.standing, index.exact = table, all(collation in EXACT for _, collation, _ in columns.values())
         delete = DELETE_ROW + EXACTLY.format("entity_id") * (not index.exact)
         index.delete = delete.format(table=_quote(table)).encode()
         index.insert = INSERT_ROW.format(table=_quote(table), names=index._names).encode() % ()
@@ -1018,10 +1017,8 @@ class Datastore:
         return count
 
     def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
-        # The guard before the row: who held the row and waited for the guard, behind a rename, would stop who is to end first.
-        select, local = SELECT_ENTITY + self._catalogue.guarded + LOCK, self._local
-        begun = local.open
-        stored = [self._entity(row) for row in self._transact(self._bind(select, [id]), last=False)[0] if row[1] == id]
+        local, begun = self._local, self._local.open
+        stored = [self._entity(row) for row in self._transact(self._locking(SELECT_ENTITY, [id]), last=False)[0] if row[1] == id]
         if not stored and default is None:
             raise KeyError(id)
         entity = stored[0] if stored else Entity({**copy.deepcopy(default), "id": id})
@@ -1198,6 +1195,11 @@ class Datastore:
     def _bind(self, sql: str, *args: Any) -> bytes:
         literal = self._local.connection.literal
         return sql.encode() % tuple([literal(arg) for arg in args])
+
+    def _locking(self, select: str, *args: Any) -> bytes:
+        """A statement that locks the entities it selects. The guard before the rows: who held a row and waited for it, behind a
+        rename, would stop who is to end first."""
+        return self._bind(select + self._catalogue.guarded + " FOR UPDATE", *args)
 
     def _quoted(self, ids: Iterable[str]) -> dict[str, bytes]:
         return {id: _literal(self._local.connection, id) for id in sorted(ids)}

@@ -101,14 +101,14 @@ def size(server: Named, sizes: Sequence[int]) -> None:
                 found |= {name + in_memory: seconds for name, seconds in calls_of(stores).items()}
                 server.query(f"SET GLOBAL innodb_buffer_pool_size = {pool}")
             found["put_many"] = {store.name: [store.filled / store.count] * 2 for store in stores}
-            for key, rows in stores[-1].rows_on_a_leaf().items():
-                leaves.setdefault(key, []).append(rows)
             for store in stores:
                 for name, seconds in found.items():
                     times = ratio(seconds[stores[0].name], seconds[store.name])
                     cells.setdefault((name, store.count), []).extend([statistics.median(seconds[store.name]) * 1e6, times])
                 for name, bytes in zip(("bytes in entities", "bytes in each of three indexes"), store.bytes()):
                     cells.setdefault((name, store.count), []).extend([bytes, ""])
+            for key, rows in stores[-1].rows_on_a_leaf().items():
+                leaves.setdefault(key, []).append(rows)
     print(f"\n### {server.kind}: with more entities, whose ids are ordered by time, or random\n")
     print(table(["µs of", "entities", "ordered ids", "times the first", "random ids", "times the first"], [
         [name, count, *row, *[""] * (4 - len(row))] for (name, count), row in sorted(cells.items())]), flush=True)
@@ -177,13 +177,11 @@ class Sized:
 
     def bytes(self) -> tuple[int, int]:
         """Of one entity, and of its row in an index, with all keys."""
-        entities = table_bytes(self.server, self.context.name, "entities")
-        indexes = table_bytes(self.server, self.context.name) - entities
-        return entities // self.count, indexes // len(self.slim.indexes) // self.count
+        sizes = table_bytes(self.server, self.context.name)
+        return sizes.pop("entities") // self.count, sum(sizes.values()) // len(self.slim.indexes) // self.count
 
     def rows_on_a_leaf(self) -> dict[tuple[str, str], int]:
-        """{(table, key): rows}"""
-        self.bytes()
+        """{(table, key): rows}, by the statistics that `bytes` has had made."""
         pages = self.server.query("SELECT table_name, index_name, stat_value FROM mysql.innodb_index_stats"
                                   " WHERE database_name = %s AND stat_name = 'n_leaf_pages' ORDER BY 1, 2", (self.context.name,))
         return {(table, key): self.count // int(count) for table, key, count in pages if count > 1}
@@ -259,14 +257,15 @@ def stored_bytes(server: Named, contest: Callable[..., Any]) -> None:
         for indexed in True, False:
             with contest(server, [Slim, DocumentStore, SQLAlchemy], found, indexed) as contestants:
                 for each in contestants:
-                    sizes.setdefault(each.name, []).append(table_bytes(server, each.connect["database"]) // len(found))
+                    sizes.setdefault(each.name, []).append(
+                        sum(table_bytes(server, each.connect["database"]).values()) // len(found))
         rows += [[title, name.replace("SQLAlchemy", "JSON column"), *both] for name, both in sizes.items()]
     print(f"\n### {server.kind}: bytes stored for each document\n")
     print(table(["documents", "by", "three indexes", "none"], rows), flush=True)
 
 
-def table_bytes(server: Named, database: str, table: str = "%") -> int:
-    for name, in server.query(f"SHOW TABLES FROM {database} LIKE %s", (table,)):
-        server.query(f"ANALYZE TABLE {database}.`{name}`")
-    return int(server.query("SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE table_schema = %s"
-                            " AND table_name LIKE %s", (database, table))[0][0])
+def table_bytes(server: Named, name: str) -> dict[str, int]:
+    for table_name, in server.query(f"SHOW TABLES FROM {name}"):
+        server.query(f"ANALYZE TABLE {name}.`{table_name}`")
+    return {table_name: int(size) for table_name, size in server.query(
+        "SELECT table_name, data_length + index_length FROM information_schema.tables WHERE table_schema = %s", (name,))}
