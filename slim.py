@@ -87,6 +87,7 @@ DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, 
 NOT_POPULATED = "index {} does not stand, or is not populated: Datastore.add_index makes it, Index.populate fills it"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
+ORPHAN = None, None, True           # the version and row of an entity that is not there, but whose row may be
 BUILDING = "~"                      # ends the name of an index table that is not populated yet
 COMMENTS = "slim index", "slim unique index"    # by its comment an index table is known
 
@@ -144,6 +145,9 @@ class Untrusted(Corrupt):
 class Unknown(Error, MySQLdb.OperationalError):
     """The connection was lost during COMMIT: whether the write was done is not known. Read, then decide."""
 
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error.args[0], f"the connection was lost; whether the write was done is not known: {error}")
+
 
 # SQL by name. Identifiers are quoted into {}, values are bound to %s, always.
 SESSION = (b"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
@@ -192,7 +196,7 @@ DELETE_HISTORY = "DELETE FROM entities_history WHERE id IN %s"
 UNLESS_STORED = " AND NOT EXISTS (SELECT 1 FROM entities AS e WHERE e.id IN %s)"
 DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
-SELECT_VERSIONS = "SELECT added_id FROM entities WHERE added_id >= %s AND added_id <= %s"     # in half the time of IN
+SELECT_RANGE = "SELECT id, added_id FROM entities WHERE added_id >= %s AND added_id <= %s"     # in half the time of IN
 LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
@@ -562,10 +566,7 @@ class Index:
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
         """Rewrites the row of an entity in this index, as it is stored. `Datastore.put` does it for all indexes."""
         stored = datastore.get(id := _check_id(entity.get("id")))
-        if stored is None:
-            self._delete_orphans(datastore, [id])
-        else:
-            self._rewrite(datastore, {stored.version: (id, self._row(stored), True)})
+        self._rewrite(datastore, {id: (stored.version, self._row(stored), True) if stored is not None else ORPHAN})
 
     def populate(self, datastore: Datastore, *, progress: Progress | None = None) -> int:
         """Makes the table agree with the entities exactly, while readers and writers go on; stop it and run it at any time.
@@ -577,10 +578,7 @@ class Index:
         known = datastore._refresh().indexes.get(self.table)
         if known and known.standing != self.table:
             datastore._rename()                                 # from here on every writer knows the table, or fails
-        changed = _overlapped(lambda wrong: self._rewrite(datastore, wrong), self._wrong(datastore, progress))
-        after = ""
-        while orphans := [id for id, in self._read(datastore, SELECT_ORPHANS, (after, BATCH))]:
-            changed, after = changed + self._delete_orphans(datastore, orphans), orphans[-1]
+        changed = _overlapped(functools.partial(self._rewrite, datastore), self._wrong(datastore, progress))
         datastore._rename((self.table + BUILDING, self.table))
         return changed
 
@@ -660,56 +658,49 @@ class Index:
             raise NotPopulated(NOT_POPULATED.format(self.table))
         return datastore._catalogue.indexes[self.table]
 
-    def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[dict[int, Any], bool]]:
-        """Batches of the entities whose row is not as it should be, as `_rewrite` takes them."""
+    def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Batches of what is not as it should be, as `_rewrite` takes them."""
         count, last = datastore._read(SELECT_COUNT)[0]
         # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
         rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
-        most, wrong = min(BATCH, datastore._max_packet >> 12), dict[int, Any]()      # a row, escaped, has less than 4 kB
+        most, wrong = min(BATCH, datastore._max_packet >> 12), dict[str, Any]()      # a row, escaped, has less than 4 kB
         for number, (version, id, updated, body, found, *row) in enumerate(progress(rows, total=count) if progress else rows, 1):
             try:
                 wanted = self._row(datastore._entity((version, id, updated, body)))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"entity {id!r}: {error}") from error
             if wanted != (None if found is None else tuple(row)):
-                wrong[version] = id, wanted, found is not None
+                wrong[id] = version, wanted, found is not None
             if wrong and not number % most:                     # so that no more than these are locked
                 yield wrong, True
                 wrong = {}
-        yield wrong, False
+        if wrong:
+            yield wrong, False
+        after = ""
+        while orphans := [id for id, in self._read(datastore, SELECT_ORPHANS, (after, BATCH))]:
+            yield dict.fromkeys(orphans, ORPHAN), False
+            after = orphans[-1]
 
-    def _rewrite(self, datastore: Datastore, wanted: Mapping[int, Any]) -> int:
-        """Makes rows right: {version of an entity: (id, row, whether it had one)}. Returns how many.
+    def _rewrite(self, datastore: Datastore, wanted: Mapping[str, Any]) -> int:
+        """Makes rows right: {id: (the entity's version, its row, whether there was one)}, or ORPHAN for all. Returns how many.
 
         Writers lock an entity, then its rows, and so does this. An entity whose version is gone was put or deleted meanwhile,
-        with its rows. Where no row was there is none to be deleted, unless another populates, too: then it is tried again.
+        with its rows. Where there is no entity to be locked the rows are, and then it is looked for: who is about to insert it
+        waits for the row, who has done so is seen. Where no row was there is none to be deleted, unless another populates, too:
+        then it is tried again.
         """
+        versions = [version for version, _, _ in wanted.values()]
         tries = iter([not any(had for _, _, had in wanted.values())])
 
         def attempt(lost: int) -> int:
-            fresh = next(tries, False)
+            fresh, known, bind = next(tries, False), self._known(datastore), datastore._bind
             with datastore.transaction():
-                locked = datastore._transact(datastore._locking(SELECT_VERSIONS, min(wanted), max(wanted)))[0]
-                rows = {id: row for id, row, _ in (wanted[version] for version, in locked if version in wanted)}
+                lock = [datastore._locking(SELECT_RANGE, min(versions), max(versions))] if versions[0] else [
+                    bind(LOCK_ROW.format(table=_quote(known.standing)), tuple(wanted)), bind(SELECT_VERSION, tuple(wanted))]
+                stored = dict(datastore._transact(*lock)[-1])
+                rows = {id: row for id, (version, row, _) in wanted.items() if stored.get(id) == version}
                 if rows:
-                    datastore._apply([], datastore._quoted(rows), {self._known(datastore): rows}, fresh=fresh)
-                return len(rows)
-        return datastore._run(attempt) if wanted else 0
-
-    def _delete_orphans(self, datastore: Datastore, ids: Sequence[str]) -> int:
-        """Deletes those rows of these ids that have no entity. Returns how many ids these were.
-
-        There is no entity to be locked: the rows are, and then it is looked for. Who is about to insert it waits for the
-        row, who has done so is seen.
-        """
-        def attempt(lost: int) -> int:
-            known = self._known(datastore)
-            with datastore.transaction():
-                _, standing = datastore._transact(datastore._bind(LOCK_ROW.format(table=_quote(known.standing)), ids),
-                                                  datastore._bind(SELECT_VERSION, ids))
-                rows = dict.fromkeys(set(ids) - dict(standing).keys())
-                if rows:
-                    datastore._apply([], datastore._quoted(rows), {known: rows})
+                    datastore._apply([], datastore._quoted(rows), {known: rows}, fresh=fresh)
                 return len(rows)
         return datastore._run(attempt)
 
@@ -784,8 +775,8 @@ class Datastore:
                          "charset": "utf8mb4", "binary_prefix": True, "autocommit": True,
                          "conv": {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}}
         self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
-        self._pid, self._local, self._connections = os.getpid(), _Local(), weakref.WeakSet[Any]()
-        self._fork_lock = threading.Lock()
+        self._local, self._connections = _Local(), weakref.WeakSet[Any]()
+        _forked().add(self)
         self._catalogue = _Catalogue([], False, False, {}, "VARCHAR(36)", "", b"")
         self._local.connection = self._open()                   # a wrong password is told at once, not tried again
         self._create_tables(history)
@@ -810,7 +801,6 @@ class Datastore:
         """
         id, *change = self._prepare(entity)
         self._write({id: change}, expect)
-        entity["id"] = id
         return id
 
     def put_many(self, entities: Iterable[dict[Any, Any]], *, batch: int = BATCH, progress: Progress | None = None) -> int:
@@ -867,7 +857,7 @@ class Datastore:
 
         The block is yours, and is not run again: a deadlock (1213) or lost connection inside is raised, with nothing done.
         """
-        local = self._here()
+        local = self._local
         if self._closed:
             raise Error(CLOSED)
         local.depth += 1
@@ -875,12 +865,12 @@ class Datastore:
             yield
             if local.doomed:
                 raise Error(DOOMED)
-            if local.depth == 1 and local.open and local is self._here():   # not in a child that was forked inside
-                self._commit(local)
+            if local.depth == 1 and local.open and local is self._local:    # not in a child that was forked inside
+                self._transact(commit=True)
         except BaseException as error:
             local.doomed = True
-            if local.depth == 1:
-                self._roll_back(local, error)
+            if local.depth == 1 and self._roll_back(local, error):
+                raise Unknown(error) from error
             raise
         finally:
             local.depth -= 1
@@ -956,7 +946,6 @@ class Datastore:
 
     def close(self) -> None:
         """Closes all connections; a call that another thread has under way fails, and so does any call after it."""
-        self._here()
         self._closed = True
         for connection in list(self._connections):              # at the socket: its thread may be using the rest
             with contextlib.suppress(MySQLdb.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
@@ -992,33 +981,29 @@ class Datastore:
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
-    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[tuple[dict[str, Any], int], bool]]:
-        """What `_put_batch` takes, and whether more follows that is not to be waited for."""
+    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[dict[str, Any], bool]]:
+        """What `_write` takes, and whether more follows that is not to be waited for."""
         indexes = self._catalogue.indexes.values()
         names = {name for index in indexes for name in index.types}
-        count, size, pending = 0, 0, dict[str, Any]()
+        size, changes = 0, dict[str, Any]()
         for entity in entities:
-            id, whole, body, _ = self._prepare(entity)
+            id, whole, *change = self._prepare(entity)
             values = sum([len(str(whole[name])) for name in names if name in whole])
-            weight = 2 * len(body) + 8 * values + (2 + 2 * len(indexes)) * (3 + 2 * len(id.encode()))      # escaped, at the most
-            if len(pending) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
-                yield (pending, count), not self._local.depth
-                count, size, pending = 0, 0, {}
-            pending.pop(id, None)                               # so that it is inserted where it came last
-            count, size, pending[id] = count + 1, size + weight, (whole, body, entity)
-        yield (pending, count), False
+            weight = 2 * len(change[0]) + 8 * values + (2 + 2 * len(indexes)) * (3 + 2 * len(id.encode()))  # escaped, at the most
+            if id in changes or len(changes) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
+                yield changes, not self._local.depth
+                size, changes = 0, {}
+            size, changes[id] = size + weight, (whole, *change)
+        if changes:
+            yield changes, False
 
-    def _put_batch(self, batch: tuple[dict[str, Any], int]) -> int:
-        pending, count = batch
-        if pending:
-            self._write(pending)
-        for id, (_, _, entity) in pending.items():
-            entity["id"] = id
-        return count
+    def _put_batch(self, changes: Mapping[str, Any]) -> int:
+        self._write(changes)
+        return len(changes)
 
     def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
         local, begun = self._local, self._local.open
-        stored = [self._entity(row) for row in self._transact(self._locking(SELECT_ENTITY, [id]), last=False)[0] if row[1] == id]
+        stored = [self._entity(row) for row in self._transact(self._locking(SELECT_ENTITY, [id]), commit=False)[0] if row[1] == id]
         if not stored and default is None:
             raise KeyError(id)
         entity = stored[0] if stored else Entity({**copy.deepcopy(default), "id": id})
@@ -1075,7 +1060,10 @@ class Datastore:
                 if lost:                                        # the try that was cut off has deleted it
                     return []
                 raise
-        return self._run(attempt, once=expect is not None)
+        rows = self._run(attempt, once=expect is not None)
+        for id in bodies:
+            changes[id][2]["id"] = id
+        return rows
 
     def _apply(self, packet: list[bytes], quoted: Mapping[str, bytes], rows: Mapping[Index, Mapping[str, Any]],
                tail: Sequence[bytes] = (), fresh: bool = False, expect: int | None = None) -> list[Any]:
@@ -1183,7 +1171,7 @@ class Datastore:
         self._refresh()
 
     def _check_outside(self) -> None:
-        if self._here().depth:
+        if self._local.depth:
             raise Error("an index cannot be added, populated or removed, nor a table made, inside a transaction(): do it outside")
 
     def _define(self, sql: str) -> None:
@@ -1216,7 +1204,7 @@ class Datastore:
         lost: the server's thread of a try that was cut off in its COMMIT, so that it may have been done, else 0; `once`: then
         Unknown is raised.
         """
-        local, lost, pause, end = self._here(), 0, 0.001, 0.0
+        local, lost, pause, end = self._local, 0, 0.001, 0.0
         failed: list[Any] = []                                  # their codes
         begun = local.open
         while True:
@@ -1233,11 +1221,9 @@ class Datastore:
                 failed.append(code)
                 again = code in AGAIN and not begun and not self._closed and (
                     len(failed) < 3 or time.monotonic() < end) and failed.count(ER.NO_SUCH_TABLE) < 9
-                if not begun:
-                    lost = lost or local.committing and code in LOST and local.connection.thread_id()
-                    self._roll_back(local, error)
+                lost = (0 if begun else self._roll_back(local, error)) or lost
                 if lost and code is not None and (once or not again):
-                    raise Unknown(code, f"the connection was lost; whether the write was done is not known: {error}") from error
+                    raise Unknown(error) from error
                 if not again:
                     local.doomed = local.depth > 0 and (local.doomed or code is not None or isinstance(error, Duplicate)
                                                         or not isinstance(error, Exception))
@@ -1253,44 +1239,40 @@ class Datastore:
         select = SELECT_AT_WORK.format(("performance", "information")[self._mariadb])   # MySQL's other one fails on bytes
         while self._ask(select, thread)[0][0]:
             if time.monotonic() > end:
-                raise Unknown(CR.SERVER_LOST, "the connection was lost, and the server is still at work on the write")
+                raise Unknown(MySQLdb.OperationalError(CR.SERVER_LOST, "the server is still at work on it"))
             time.sleep(0.01)
 
-    def _transact(self, *statements: bytes, last: bool = True) -> list[Any]:
-        """Sends a packet of a transaction: its begin, if it is the first, and the COMMIT, if it is the last outside of a block."""
-        local, commits = self._local, last and not self._local.depth
-        packet = [*[b"START TRANSACTION"] * (not local.open), *statements, *[b"COMMIT"] * commits]
+    def _transact(self, *statements: bytes, commit: bool | None = None) -> list[Any]:
+        """Sends a packet of a transaction: its begin, if it is the first, and the COMMIT; None: unless this is in a block."""
+        local = self._local
+        commit = not local.depth if commit is None else commit
+        packet = [*[b"START TRANSACTION"] * (not local.open), *statements, *[b"COMMIT"] * commit]
         if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
             raise ValueError(f"this write needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
         results = len(packet)
         if self._mariadb:                                       # one statement: between two, Galera may roll back and run the rest
             results = 1 + sum([statement.startswith(b"SELECT") for statement in packet])
             packet = [b"BEGIN NOT ATOMIC " + b";".join(packet) + b";END"]
-        local.open, local.committing = True, commits
+        local.open, local.committing = True, commit
         rows = self._send(local.connection, *packet, results=results)
-        local.open, local.committing = not commits, False
+        local.open, local.committing = not commit, False
         return rows
 
-    def _commit(self, local: _Local) -> None:
-        try:
-            self._send(local.connection, b"COMMIT")
-            local.open = False
-        except MySQLdb.Error as error:
-            if _code(error) in LOST:
-                raise Unknown(_code(error), f"the connection was lost; whether the write was done is not known: {error}") from error
-            raise
-
-    def _roll_back(self, local: _Local, error: BaseException) -> None:
-        """Leaves no transaction open behind a failure; a connection in doubt is not used again."""
-        begun, local.open, local.committing = local.open, False, False
+    def _roll_back(self, local: _Local, error: BaseException) -> int:
+        """Leaves no transaction open behind a failure; a connection in doubt is not used again. Returns the server's thread of a
+        COMMIT that was cut off, so that it may have been done, else 0."""
+        begun, connection, committing = local.open, local.connection, local.committing
+        local.open = local.committing = False
         with contextlib.suppress(MySQLdb.Error):                # the failure that brought us here is the one to tell
             if isinstance(error, Exception) and _code(error) not in LOST:
                 if begun:
-                    self._send(local.connection, b"ROLLBACK")
-                return
-        connection, local.connection = local.connection, None
+                    self._send(connection, b"ROLLBACK")
+                return 0
+        thread = connection.thread_id() if committing and _code(error) in LOST else 0
+        local.connection = None
         with contextlib.suppress(MySQLdb.Error, AttributeError):
             connection.close()
+        return int(thread)
 
     def _send(self, connection: Connection, *statements: bytes, results: int = 0) -> list[Any]:
         """One round trip. Returns the rows of each statement that has some; an error ends the packet."""
@@ -1317,33 +1299,34 @@ class Datastore:
         return rows
 
     def _open(self) -> Connection:
-        self._here()
         if self._closed:
             raise Error(CLOSED)
         connection: Connection = MySQLdb.connect(**self._connect)
         self._connections.add(connection)
-        weakref.finalize(connection, _let_go, os.getpid(), connection.fileno())
         ((self._max_packet, self._mariadb),), wsrep = self._send(connection, *SESSION)
         if wsrep:
             self._send(connection, WSREP)
         self._galera = bool(wsrep)                              # or a server that could be of it
         return connection
 
-    def _here(self) -> _Local:
-        """What this thread has; in a forked child nothing, as the sockets are the parent's."""
-        if self._pid != os.getpid():
-            with self._fork_lock:
-                if self._pid != os.getpid():
-                    self._local, self._connections = _Local(), weakref.WeakSet()
-                    self._pid = os.getpid()                     # last: other threads go by it
-        return self._local
-
-
-def _let_go(pid: int, socket: int) -> None:
-    """When a connection ends in a child that was forked from its process, what the driver says in farewell goes nowhere."""
-    if pid != os.getpid():
+    def _forget(self) -> None:
+        """In a child that was forked: the sockets are the parent's, and what the driver says in farewell must go nowhere."""
         with open(os.devnull, "r+b") as null:
-            os.dup2(null.fileno(), socket)
+            for connection in self._connections:
+                with contextlib.suppress(MySQLdb.Error):        # one that is closed has no socket
+                    os.dup2(null.fileno(), connection.fileno())
+        self._local, self._connections = _Local(), weakref.WeakSet()
+
+
+@functools.cache
+def _forked() -> weakref.WeakSet[Datastore]:
+    """The Datastores that a child of this process would share, and forgets."""
+    def forget() -> None:
+        for store in stores:
+            store._forget()
+    stores = weakref.WeakSet[Datastore]()
+    os.register_at_fork(after_in_child=forget)
+    return stores
 
 
 def _code(error: BaseException) -> Any:
@@ -1394,40 +1377,36 @@ class Schema:
     {field: {type: share of the entities}}. A field of a dictionary in one is address.city, of those in a list tags[].name."""
 
     def __init__(self, entities: Iterable[Mapping[Any, Any]]) -> None:
-        counts, examples = collections.Counter[Any](), dict[Any, Any]()
-        types: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        found: dict[Any, list[Any]] = {}                        # {shape: [how many, the id of one]}
         for entity in entities:
-            shape = tuple(sorted(_fields(entity).items()))
-            counts[shape] += 1
-            examples.setdefault(shape, entity.get("id"))
-        for shape, count in counts.items():
-            for field, kind in shape:
-                types[field][kind] += count
-        self.count = sum(counts.values())
-        self.shapes = [Shape(count, dict(shape), examples[shape]) for shape, count in counts.most_common()]
-        self.fields = {field: {kind: count / self.count for kind, count in kinds.most_common()}
-                       for field, kinds in sorted(types.items(), key=lambda item: (-sum(item[1].values()), item[0]))}
+            found.setdefault(tuple(sorted(_fields(entity).items())), [0, entity.get("id")])[0] += 1
+        self.shapes = [Shape(count, dict(shape), example)
+                       for shape, (count, example) in sorted(found.items(), key=lambda item: -item[1][0])]
+        self.count = sum(shape.entities for shape in self.shapes)
+        kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for shape in self.shapes:
+            for field, kind in shape.fields.items():
+                kinds[field][kind] += shape.entities
+        self.fields = {field: {kind: count / self.count for kind, count in counts.most_common()}
+                       for field, counts in sorted(kinds.items(), key=lambda item: (-sum(item[1].values()), item[0]))}
 
     def __str__(self) -> str:
         groups: list[list[Shape]] = []                          # what differs from a frequent one in a key or two joins it
         for shape in self.shapes:
             near = [group for group in groups[:100] if len(group[0].fields.keys() ^ shape.fields.keys()) <= 2]
             near[0].append(shape) if near else groups.append([shape])
-        sizes = {id(group): sum(shape.entities for shape in group) for group in groups}
-        groups.sort(key=lambda group: -sizes[id(group)])
+        sized = sorted([(sum([shape.entities for shape in group]), group) for group in groups], key=lambda pair: -pair[0])
+        width = min(max(map(len, self.fields), default=5), 36)
         lines = [f"{self.count:,} entities, {len(self.shapes):,} types of dictionary in {len(groups):,} groups of like keys", "",
                  "   count   share  types  example and fields"]
-        for group in groups[:12]:
-            lines.append(f"{sizes[id(group)]:8,} {sizes[id(group)] / self.count:7.1%} {len(group):6,}  {group[0].example}")
-            lines += textwrap.wrap(", ".join(group[0].fields), 80, initial_indent=" " * 25, subsequent_indent=" " * 25)[:4]
-        lines += [f"          … and {len(groups) - 12:,} others"] * (len(groups) > 12)
-        width = min(max(map(len, self.fields), default=5), 36)
-        lines += ["", f"{'field':{width}}   share  types"]
+        for count, (first, *others) in sized[:12]:
+            lines += [f"{count:8,} {count / self.count:7.1%} {1 + len(others):6,}  {first.example}", *textwrap.wrap(
+                ", ".join(first.fields), 80, initial_indent=" " * 25, subsequent_indent=" " * 25)[:4]]
+        lines += [*[f"          … and {len(sized) - 12:,} others"] * (len(sized) > 12), "", f"{'field':{width}}   share  types"]
         for field, kinds in list(self.fields.items())[:50]:
             text = ", ".join(kind if len(kinds) == 1 else f"{kind} {share:.1%}" for kind, share in kinds.items())
             lines.append(f"{field:{width}.{width}} {sum(kinds.values()):7.1%}  {text}"[:80])
-        lines += [f"… and {len(self.fields) - 50:,} others"] * (len(self.fields) > 50)
-        return "\n".join(lines)
+        return "\n".join(lines + [f"… and {len(self.fields) - 50:,} others"] * (len(self.fields) > 50))
 
 
 def _fields(value: Any, path: str = "") -> dict[str, str]:
@@ -1446,12 +1425,12 @@ def _jsonable(value: Any) -> Any:
     """What JSON cannot say becomes {"its type": its text}; bytes are in hex, and keys that are no text as Python writes them."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else repr(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
     if value is None or isinstance(value, (str, int)) or isinstance(value, float) and value - value == 0:
         return value
-    return {type(value).__name__: [_jsonable(item) for item in value] if isinstance(value, (set, frozenset, collections.deque)) else
-            value.hex() if isinstance(value, (bytes, bytearray)) else getattr(value, "isoformat", value.__str__)()}
+    if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+        items = [_jsonable(item) for item in value]
+        return items if isinstance(value, (list, tuple)) else {type(value).__name__: items}
+    return {type(value).__name__: value.hex() if isinstance(value, (bytes, bytearray)) else str(value)}
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -1459,10 +1438,12 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         "find takes key=value, key=low..high (half open, either end may be left out), key=a,b (one of). slim connects as mysql "
         "does, and reads the same option files."))
     parser.add_argument("--help", action="help", help="show this, and leave")
-    for letter, name, text in (("h", "host", "the server"), ("P", "port", "its TCP port"), ("S", "socket", "its Unix socket"),
-                               ("u", "user", "account"), ("p", "password", "-pSECRET, or -p alone: ask for it")):
-        parser.add_argument(f"-{letter}", f"--{name}", help=text, type=int if name == "port" else str)
-    parser.add_argument("--defaults-file", help="read this option file alone")
+    parser.add_argument("-h", "--host", help="the server")
+    parser.add_argument("-P", "--port", help="its TCP port", type=int)
+    parser.add_argument("-S", "--socket", help="its Unix socket", dest="unix_socket")
+    parser.add_argument("-u", "--user", help="account")
+    parser.add_argument("-p", "--password", help="-pSECRET, or -p alone: ask for it")
+    parser.add_argument("--defaults-file", help="read this option file alone", dest="read_default_file")
     parser.add_argument("--json", action="store_true", help="print JSON, a line for each thing")
     parser.add_argument("database")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="schema | get | find | indexes | populate")
@@ -1496,41 +1477,42 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
     return match
 
 
-def _lines(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
-    """What a command prints: values for JSON, or text."""
+def _things(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
+    """What a command prints."""
     progress: Any = None
-    verb, indexes = options.verb, {index.table: index for index in store.indexes}
     if sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from tqdm import tqdm as progress
+    verb, indexes = options.verb, {index.table: index for index in store.indexes}
     if verb in ("find", "populate") and options.index not in indexes:
         raise ValueError(f"no index {options.index!r} stands in {options.database}, but: {', '.join(indexes) or 'none'}")
     if verb == "schema":
         schema = store.schema(limit=options.limit, progress=progress)
-        yield from [shape._asdict() for shape in schema.shapes] if options.json else [str(schema)]
-    elif verb in ("get", "find"):
-        found = iter([store.get(options.id)]) if verb == "get" else indexes[options.index].find(
-            store, _match(indexes[options.index], options.match), reverse=options.reverse, limit=options.limit)
-        for entity in found:
-            if entity is None:
-                raise ValueError(f"there is no entity {options.id!r}")
-            yield entity if options.json else _text(entity)
+        yield from [shape._asdict() for shape in schema.shapes] if options.json else [schema]
+    elif verb == "get":
+        if (entity := store.get(options.id)) is None:
+            raise ValueError(f"there is no entity {options.id!r}")
+        yield entity
+    elif verb == "find":
+        index = indexes[options.index]
+        yield from index.find(store, _match(index, options.match), reverse=options.reverse, limit=options.limit)
     elif verb == "indexes":
         for index in indexes.values():
             types, populated = {name: column.sql for name, column in index.types.items()}, index.standing == index.table
-            state = {"index": index.table, "properties": types, "unique": index.unique, "populated": populated}
-            yield state if options.json else (f"{index.table}  {', '.join(f'{name} {sql}' for name, sql in types.items())}"
-                                              f"{'  unique' * index.unique}{'  not populated' * (not populated)}")
+            yield ({"index": index.table, "properties": types, "unique": index.unique, "populated": populated} if options.json
+                   else f"{index!r}{'  not populated' * (not populated)}")
     else:
         changed = indexes[options.index].populate(store, progress=progress)
         yield {"changed": changed} if options.json else f"{changed:,} rows had to be changed"
 
 
-def _text(entity: Entity) -> str:
+def _text(thing: Any) -> str:
+    if not isinstance(thing, Entity):
+        return str(thing)
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    width = max(map(len, map(str, entity)), default=0)
-    lines = [f"  {key!s:{width}}  {value if isinstance(value, str) else repr(value)}" for key, value in entity.items()]
-    return "\n".join([f"{bold}{entity.get('id')}{plain}  version {entity.version}, {entity.updated:%Y-%m-%d %H:%M:%S} UTC", *lines])
+    width = max(map(len, map(str, thing)), default=0)
+    lines = [f"  {key!s:{width}}  {value if isinstance(value, str) else repr(value)}" for key, value in thing.items()]
+    return "\n".join([f"{bold}{thing.get('id')}{plain}  version {thing.version}, {thing.updated:%Y-%m-%d %H:%M:%S} UTC", *lines])
 
 
 class _Viewer(Datastore):
@@ -1544,13 +1526,12 @@ class _Viewer(Datastore):
 def main(words: Sequence[str] | None = None) -> int:
     """The command line, `python -m slim`. Returns the exit status: 0, 1 after an error; if called wrongly it exits with 2."""
     options = _arguments(sys.argv[1:] if words is None else words)
-    connect = {"port": options.port, "unix_socket": options.socket, "read_default_file": options.defaults_file}
+    connect = {name: getattr(options, name) for name in ("port", "unix_socket", "read_default_file") if getattr(options, name)}
     try:
         password = getpass.getpass("Enter password: ") if options.password == "" else options.password
-        with _Viewer(options.host, options.user, password, options.database, read_default_group="client", **{
-                name: value for name, value in connect.items() if value is not None}) as store:
-            for line in _lines(options, store):
-                print(json.dumps(_jsonable(line), ensure_ascii=False) if options.json else line, flush=True)
+        with _Viewer(options.host, options.user, password, options.database, read_default_group="client", **connect) as store:
+            for thing in _things(options, store):
+                print(json.dumps(_jsonable(thing), ensure_ascii=False) if options.json else _text(thing), flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # who reads has gone: nothing more to say, at exit neither
         return 1
