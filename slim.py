@@ -83,6 +83,7 @@ BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most
 LEVEL = 1                           # of zlib: at 300 bytes all are within 1 %; at 6 kB 6 saves 7 % of bytes for 1.7 times the time
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
 CLOSED = "this Datastore is closed; open another"
+NOT_KNOWN = "the connection was lost; whether the write was done is not known: {}"
 DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
 NOT_POPULATED = "index {} does not stand, or is not populated: Datastore.add_index makes it, Index.populate fills it"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
@@ -144,9 +145,6 @@ class Untrusted(Corrupt):
 
 class Unknown(Error, MySQLdb.OperationalError):
     """The connection was lost during COMMIT: whether the write was done is not known. Read, then decide."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error.args[0], f"the connection was lost; whether the write was done is not known: {error}")
 
 
 # SQL by name. Identifiers are quoted into {}, values are bound to %s, always.
@@ -870,7 +868,7 @@ class Datastore:
         except BaseException as error:
             local.doomed = True
             if local.depth == 1 and self._roll_back(local, error):
-                raise Unknown(error) from error
+                raise Unknown(_code(error), NOT_KNOWN.format(error)) from error
             raise
         finally:
             local.depth -= 1
@@ -981,25 +979,27 @@ class Datastore:
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
-    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[dict[str, Any], bool]]:
-        """What `_write` takes, and whether more follows that is not to be waited for."""
+    def _batches(self, entities: Iterable[Any], batch: int) -> Iterator[tuple[tuple[dict[str, Any], int], bool]]:
+        """What `_put_batch` takes, and whether more follows that is not to be waited for."""
         indexes = self._catalogue.indexes.values()
         names = {name for index in indexes for name in index.types}
-        size, changes = 0, dict[str, Any]()
+        count, size, changes = 0, 0, dict[str, Any]()
         for entity in entities:
             id, whole, *change = self._prepare(entity)
             values = sum([len(str(whole[name])) for name in names if name in whole])
             weight = 2 * len(change[0]) + 8 * values + (2 + 2 * len(indexes)) * (3 + 2 * len(id.encode()))  # escaped, at the most
-            if id in changes or len(changes) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
-                yield changes, not self._local.depth
-                size, changes = 0, {}
-            size, changes[id] = size + weight, (whole, *change)
+            if len(changes) >= batch or size + weight > min(BATCH_BYTES, self._max_packet) // 2:
+                yield (changes, count), not self._local.depth
+                count, size, changes = 0, 0, {}
+            changes.pop(id, None)                               # so that it is inserted where it came last
+            count, size, changes[id] = count + 1, size + weight, (whole, *change)
         if changes:
-            yield changes, False
+            yield (changes, count), False
 
-    def _put_batch(self, changes: Mapping[str, Any]) -> int:
+    def _put_batch(self, batch: tuple[dict[str, Any], int]) -> int:
+        changes, count = batch
         self._write(changes)
-        return len(changes)
+        return count
 
     def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
         local, begun = self._local, self._local.open
@@ -1223,7 +1223,7 @@ class Datastore:
                     len(failed) < 3 or time.monotonic() < end) and failed.count(ER.NO_SUCH_TABLE) < 9
                 lost = (0 if begun else self._roll_back(local, error)) or lost
                 if lost and code is not None and (once or not again):
-                    raise Unknown(error) from error
+                    raise Unknown(code, NOT_KNOWN.format(error)) from error
                 if not again:
                     local.doomed = local.depth > 0 and (local.doomed or code is not None or isinstance(error, Duplicate)
                                                         or not isinstance(error, Exception))
@@ -1239,7 +1239,7 @@ class Datastore:
         select = SELECT_AT_WORK.format(("performance", "information")[self._mariadb])   # MySQL's other one fails on bytes
         while self._ask(select, thread)[0][0]:
             if time.monotonic() > end:
-                raise Unknown(MySQLdb.OperationalError(CR.SERVER_LOST, "the server is still at work on it"))
+                raise Unknown(CR.SERVER_LOST, NOT_KNOWN.format("the server is still at work on it"))
             time.sleep(0.01)
 
     def _transact(self, *statements: bytes, commit: bool | None = None) -> list[Any]:
@@ -1430,7 +1430,8 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
         items = [_jsonable(item) for item in value]
         return items if isinstance(value, (list, tuple)) else {type(value).__name__: items}
-    return {type(value).__name__: value.hex() if isinstance(value, (bytes, bytearray)) else str(value)}
+    text = value.hex if isinstance(value, (bytes, bytearray)) else getattr(value, "isoformat", value.__str__)
+    return {type(value).__name__: text()}
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -23,7 +23,7 @@ import slim
 SECRET = "s3cret-pa55word"
 ENTITIES = [{"id": "x", "user": "bob", "age": 30, "born": dt.date(1996, 2, 29)}, {"id": "y", "user": "amy", "age": 31},
             {"id": "z", "user": "bób", "age": 32, "price": Decimal("1.50"), "data": b"\0\xff", "tags": {"a"},
-             "nested": {1: [None]}}]
+             "nested": {1: [None]}, "at": dt.datetime(2009, 2, 27, 12, 30)}]
 Slim = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -69,7 +69,7 @@ def test_json_has_a_line_for_each_entity_and_a_form_for_what_json_cannot_say(fil
     assert sorted(entities, key=lambda entity: entity["id"]) == [
         {"id": "x", "user": "bob", "age": 30, "born": {"date": "1996-02-29"}}, {"id": "y", "user": "amy", "age": 31},
         {"id": "z", "user": "bób", "age": 32, "price": {"Decimal": "1.50"}, "data": {"bytes": "00ff"}, "tags": {"set": ["a"]},
-         "nested": {"1": [None]}}]
+         "nested": {"1": [None]}, "at": {"datetime": "2009-02-27T12:30:00"}}]
 
 
 @pytest.mark.parametrize("words, found", [

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -134,6 +135,11 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["Conflict", "Corrupt", "Duplicate", "NotPopulated", "Unknown", "Untrusted"])
 def test_errors_of_slim_derive_from_its_error(name: str) -> None:
     assert issubclass(getattr(slim, name), slim.Error)
+
+
+def test_unknown_outcome_can_be_sent_to_another_process() -> None:
+    again = pickle.loads(pickle.dumps(slim.Unknown(2013, "the connection was lost")))
+    assert type(again) is slim.Unknown and again.args == (2013, "the connection was lost")
 
 
 def test_unknown_database_is_the_drivers_error(connect: dict[str, Any]) -> None:

@@ -33,7 +33,8 @@ def test_writes_are_one_round_trip_whatever_the_number_of_indexes(proxy: Proxy, 
         far.add_index(slim.Index(f"index_{number}", f"p{number}", unique=number == 2))
     entity = {"id": "y", **{f"p{number}": "bob" for number in range(10)}}
     for write in (lambda: far.put(entity), lambda: far.put({**entity, "p1": "amy"}), lambda: far.put({"p0": "new"}),
-                  lambda: far.put_many({**entity, "id": str(n), "p2": str(n)} for n in range(100)), lambda: far.delete("y")):
+                  lambda: far.put_many({**entity, "id": str(n), "p2": str(n)} for n in range(100)),
+                  lambda: far.put_many({"id": f"k{n % 2}", "p3": str(n)} for n in range(100)), lambda: far.delete("y")):
         proxy.requests = 0
         write()
         assert proxy.requests == 1
