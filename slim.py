@@ -748,6 +748,10 @@ class _Catalogue(NamedTuple):
     guarded: str                                                # what names the guard in a WHERE
     delete: bytes                                               # DELETE_ENTITY, with what this database needs
 
+    def index_tables(self) -> set[str]:
+        """The names that they have now, also of those that are not populated yet."""
+        return {index.standing for index in self.indexes.values()}
+
 
 class _Local(threading.local):
     connection: Connection = None
@@ -774,7 +778,8 @@ class Datastore:
                          "conv": {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}}
         self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
         self._local, self._connections = _Local(), weakref.WeakSet[Any]()
-        _forked().add(self)
+        _stores.add(self)
+        _watch_forks()
         self._catalogue = _Catalogue([], False, False, {}, "VARCHAR(36)", "", b"")
         self._local.connection = self._open()                   # a wrong password is told at once, not tried again
         self._create_tables(history)
@@ -1152,11 +1157,8 @@ class Datastore:
     def _rename(self, *tables: tuple[str, str]) -> None:
         """Renames tables, those that stand, and the guard: waits for the writes under way (Galera aborts them); later ones read
         the catalogue again."""
-        def standing() -> set[str]:
-            return {index.standing for index in self._refresh().indexes.values()}
-
         def attempt(lost: int) -> None:
-            pairs = [pair for pair in tables if pair[0] in standing()]
+            pairs = [pair for pair in tables if pair[0] in self._refresh().index_tables()]
             if pairs or not tables:
                 pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
             names = ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs])
@@ -1164,7 +1166,7 @@ class Datastore:
                 for sql in [f"RENAME TABLE {names}", *[SETTLE] * self._galera] if pairs else []:
                     self._send(self._local.connection, self._bind(sql))
             except MySQLdb.Error as error:
-                if _code(error) != ER.TABLE_EXISTS_ERROR or {old for old, _ in tables} & standing():
+                if _code(error) != ER.TABLE_EXISTS_ERROR or {old for old, _ in tables} & self._refresh().index_tables():
                     raise                                       # else another has just renamed them
         self._check_outside()
         self._run(attempt)
@@ -1309,24 +1311,23 @@ class Datastore:
         self._galera = bool(wsrep)                              # or a server that could be of it
         return connection
 
-    def _forget(self) -> None:
-        """In a child that was forked: the sockets are the parent's, and what the driver says in farewell must go nowhere."""
-        with open(os.devnull, "r+b") as null:
-            for connection in self._connections:
-                with contextlib.suppress(MySQLdb.Error):        # one that is closed has no socket
-                    os.dup2(null.fileno(), connection.fileno())
-        self._local, self._connections = _Local(), weakref.WeakSet()
+
+_stores: weakref.WeakSet[Datastore] = weakref.WeakSet()         # those of this process
 
 
 @functools.cache
-def _forked() -> weakref.WeakSet[Datastore]:
-    """The Datastores that a child of this process would share, and forgets."""
-    def forget() -> None:
-        for store in stores:
-            store._forget()
-    stores = weakref.WeakSet[Datastore]()
-    os.register_at_fork(after_in_child=forget)
-    return stores
+def _watch_forks() -> None:                                     # two threads may both be the first: twice does no harm
+    os.register_at_fork(after_in_child=_forget_connections)
+
+
+def _forget_connections() -> None:
+    """In a child: the sockets are the parent's, and what the driver says in farewell must go nowhere."""
+    with open(os.devnull, "r+b") as null:
+        for store in _stores:
+            for connection in store._connections:
+                with contextlib.suppress(MySQLdb.Error):        # one that is closed has no socket
+                    os.dup2(null.fileno(), connection.fileno())
+            store._local, store._connections = _Local(), weakref.WeakSet()
 
 
 def _code(error: BaseException) -> Any:
@@ -1399,9 +1400,9 @@ class Schema:
         width = min(max(map(len, self.fields), default=5), 36)
         lines = [f"{self.count:,} entities, {len(self.shapes):,} types of dictionary in {len(groups):,} groups of like keys", "",
                  "   count   share  types  example and fields"]
-        for count, (first, *others) in sized[:12]:
-            lines += [f"{count:8,} {count / self.count:7.1%} {1 + len(others):6,}  {first.example}", *textwrap.wrap(
-                ", ".join(first.fields), 80, initial_indent=" " * 25, subsequent_indent=" " * 25)[:4]]
+        for count, group in sized[:12]:
+            lines += [f"{count:8,} {count / self.count:7.1%} {len(group):6,}  {group[0].example}", *textwrap.wrap(
+                ", ".join(group[0].fields), 80, initial_indent=" " * 25, subsequent_indent=" " * 25)[:4]]
         lines += [*[f"          … and {len(sized) - 12:,} others"] * (len(sized) > 12), "", f"{'field':{width}}   share  types"]
         for field, kinds in list(self.fields.items())[:50]:
             text = ", ".join(kind if len(kinds) == 1 else f"{kind} {share:.1%}" for kind, share in kinds.items())
@@ -1527,7 +1528,8 @@ class _Viewer(Datastore):
 def main(words: Sequence[str] | None = None) -> int:
     """The command line, `python -m slim`. Returns the exit status: 0, 1 after an error; if called wrongly it exits with 2."""
     options = _arguments(sys.argv[1:] if words is None else words)
-    connect = {name: getattr(options, name) for name in ("port", "unix_socket", "read_default_file") if getattr(options, name)}
+    given = {name: getattr(options, name) for name in ("port", "unix_socket", "read_default_file")}
+    connect = {name: value for name, value in given.items() if value is not None}
     try:
         password = getpass.getpass("Enter password: ") if options.password == "" else options.password
         with _Viewer(options.host, options.user, password, options.database, read_default_group="client", **connect) as store:
