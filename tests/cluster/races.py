@@ -31,11 +31,12 @@ class Notes(NamedTuple):
 
 
 def write(connect: dict[str, Any], name: str, stop: Path, pause: float) -> Notes:
-    """Puts, puts with expect, updates and deletes, on few keys, until the file `stop` is there, with a pause after each."""
+    """Puts, puts with expect, updates and deletes, on few keys, with a pause after each, until the file `stop` is there and a put
+    has come through: a node's writers may wait for long while another's win all certifications."""
     notes = Notes(set(), set(), collections.Counter(), collections.Counter(), collections.Counter(), 0)
     dice, calls, own = random.Random(name), 0, []
     with slim.Datastore(**connect) as store:
-        while not stop.exists():
+        while not stop.exists() or not notes.put:
             time.sleep(pause)
             calls, mark, key = calls + 1, f"{name}-{calls}", dice.randrange(HOT)
             verb = dice.choice(["put", "put hot", "expect", "update", "delete"])
