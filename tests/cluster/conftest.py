@@ -1,6 +1,7 @@
 """Fixtures: a test that asks for `cluster` runs on Galera, and on Group Replication where Docker can start it."""
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -27,8 +28,11 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 def shared(cluster: Cluster) -> Iterator[str]:
-    """The name of an empty database of the cluster."""
+    """The name of an empty database that all nodes have: who names it in a handshake does not wait for one that lags."""
     name = f"slim_test_{uuid.uuid4().hex}"
     cluster.nodes[0].query(f"CREATE DATABASE {name}")
+    for node in cluster.nodes:
+        while not node.query("SELECT 1 FROM information_schema.schemata WHERE schema_name = %s", [name]):
+            time.sleep(0.1)
     yield name
     cluster.nodes[0].query(f"DROP DATABASE {name}")
