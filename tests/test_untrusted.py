@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copyreg
 import datetime as dt
 import enum
@@ -363,3 +364,18 @@ def test_body_alters_no_allowed_class_of_the_application(cls: type) -> None:
     for pickled in state_for(cls):
         with pytest.raises(slim.Corrupt):
             slim.decode(body(pickled + b"0}"), [cls])
+
+
+@pytest.mark.parametrize("state", [b"(c__builtin__\nset\n(t(dNt", b"(S'size'\nI1\nd", b"(N(S'size'\nI1\ndt"])
+def test_body_in_the_form_of_python_2_alters_nothing_by_which_others_are_read(state: bytes) -> None:
+    good = zlib.compress(b"(dS'day'\ncdatetime\ndate\n(S'\\x07\\xd9\\x02\\x1b'\ntRs.")
+    for name in b"datetime\ndate", b"copy_reg\n_reconstructor", b"uuid\nUUID", b"collections\ndeque", b"decimal\nDecimal":
+        with contextlib.suppress(slim.Corrupt):                 # refused, or without effect
+            slim.decode(zlib.compress(b"(dS'value'\nc" + name + b"\n" + state + b"bs."))
+        assert slim.decode(good) == {"day": dt.date(2009, 2, 27)}
+        assert [vars(known) for known in slim._KNOWN_2.values() if not isinstance(known, type) and vars(known)] == []
+
+
+def test_body_in_the_form_of_python_2_makes_no_function_that_calls_itself() -> None:
+    with pytest.raises(slim.Corrupt):                           # by BUILD, of what is to be called: it ended the process
+        slim.decode(zlib.compress(b"(dS'value'\ncdatetime\ndate\np0\n(g0\n(t(dNtb(tRs."))
