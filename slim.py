@@ -62,7 +62,7 @@ import zoneinfo
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import MySQLdb
 from MySQLdb.constants import CR, ER, FIELD_TYPE
@@ -210,9 +210,7 @@ SELECT_ORPHANS = """SELECT i.entity_id FROM {table} AS i LEFT JOIN entities AS e
 class Entity(dict[Any, Any]):
     """A dictionary out of the store, with `.version` (int) and `.updated` (aware datetime, UTC). Pickled as a dict."""
 
-    __slots__ = ("updated", "version")
-    version: int
-    updated: dt.datetime
+    __slots__ = "updated", "version"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return dict, (), None, None, iter(self.items())
@@ -240,17 +238,12 @@ def _defaultdict(factory: str) -> Any:
     return collections.defaultdict(_FACTORIES[factory])
 
 
-def _of_items(cls: Any, items: Any = (), *more: Any) -> Any:
-    if not isinstance(items, (list, tuple, dict)):              # of a range it would fill the memory
-        raise TypeError(f"a body may not make a {cls.__name__} of a {type(items).__name__}")
-    return cls(items, *more)
-
-
 def _python_2(cls: Any, state: Any, *more: Any) -> Any:
     return cls(state.encode("utf-8", "surrogateescape") if isinstance(state, str) else state, *more)
 
 
-# What a body may name: classes and functions of which no call makes more than the body has. Sets and the like are opcodes.
+# What a body may name: classes and functions of which no call makes more than the body has, so that deque, Counter and Fraction
+# take no range, network or "1e999999999". Sets and the like are opcodes.
 _DATES = dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone
 _PATHS = pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath
 _FACTORIES = {cls.__name__: cls for cls in (int, str, float, bool, bytes, list, dict, set, tuple)} | {"None": None}
@@ -259,67 +252,58 @@ _KNOWN: dict[tuple[str, str], Any] = {(cls.__module__, cls.__name__): cls for cl
     ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network, ipaddress.IPv4Interface, ipaddress.IPv6Interface)} | {
     (module, cls.__name__): cls for module in ("pathlib", "pathlib._local") for cls in _PATHS} | {    # the latter in 3.13
     ("slim", "_object"): _object, ("slim", "_defaultdict"): _defaultdict,
-    ("collections", "deque"): functools.partial(_of_items, collections.deque),
-    ("collections", "Counter"): functools.partial(_of_items, collections.Counter),
+    ("collections", "deque"): lambda items=(), *more: collections.deque(() + items, *more),
+    ("collections", "Counter"): lambda items: collections.Counter(dict.copy(items)),
     ("fractions", "Fraction"): lambda *pair: fractions.Fraction(*map(operator.index, pair))}
 _KNOWN_2 = {("__builtin__", cls.__name__): cls for cls in (set, frozenset, complex, list, dict, object)} | {     # Python 2's
     ("collections", cls.__name__): cls for cls in (collections.OrderedDict, collections.defaultdict, collections.deque)} | {
     ("datetime", cls.__name__): functools.partial(_python_2, cls) for cls in _DATES} | {
     ("decimal", "Decimal"): Decimal, ("uuid", "UUID"): uuid.UUID, ("copy_reg", "_reconstructor"): lambda cls, *_: cls.__new__(cls)}
 
-
-def _opcodes(more: bytes) -> re.Pattern[bytes]:
-    """Runs of the opcodes that a body may have, but for strings from 256 bytes on. Not among them are EXT, INST, OBJ, PERSID,
-    and a PUT to so high a place that C's memo, an array, would fill the memory."""
-    short = b"|".join(b"%s.{%d}" % (re.escape(bytes([n])), n) for n in range(256))
-    return re.compile(rb"(?s:[" + more + rb"\x94N\x88\x89\x85\x86\x87()\]}eausRtdl012.\x8f\x90\x91\x93]{1,99}|[\x8cC\x8aU](?:"
-                      + short + rb")\x94?|K.|M..|[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|"
-                      rb"c[^\n]*\n[^\n]*\n){0,1000}")
-
-
-_OPCODES, _OPCODES_2 = _opcodes(b""), _opcodes(b"b\x81")        # Python 2's UUIDs need BUILD; with their names it is harmless
-_COUNTED = {ord("X"): 4, ord("B"): 4, ord("T"): 4, 0x8b: 4, 0x8d: 8, 0x8e: 8, 0x96: 8}      # opcodes with a long count first
-_TUPLES, _OBJECTS = (b"\x85", b"\x86", b"\x87", b"t"), (b"]", b"}", b"l", b"d", b"\x8f", b"\x91", b"R", b"\x81")
+# A run of opcodes that a body may have, then the size of a string if it is of four or eight bytes. Not among them are EXT, INST,
+# OBJ, PERSID, and a PUT to so high a place that C's memo, an array, would fill the memory; NEWOBJ and BUILD are of Python 2's
+# UUIDs alone, with whose names they are harmless.
+_SHORT = b"|".join([re.escape(bytes([size])) + b".{%d}" % size for size in range(256)])
+_OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdl012.\x8f\x90\x91\x93]{1,99}|[\x8cC\x8aU](?:" + _SHORT +
+                      rb")\x94?|K.|M..|[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|"
+                      rb"c[^\n]*\n[^\n]*\n){0,1000}(?s:[XBT\x8b](.{4})|[\x8d\x8e\x96](.{8}))?")
+_OPCODES_2 = re.compile(_OPCODES.pattern.replace(b"[", rb"[b\x81", 1))
+_MADE = dict.fromkeys("\x85\x86\x87t", "tuples") | dict.fromkeys("]}ld\x8f\x91R\x81", "objects")       # by opcodes
 
 
 def _check_opcodes(data: bytes, allowed: re.Pattern[bytes]) -> None:
     position = 0
-    while position < len(data):
-        start, position = position, allowed.match(data, position).end()     # type: ignore[union-attr]
-        if position == start:
-            width = _COUNTED.get(data[position])
-            if width is None:
-                raise pickle.UnpicklingError(f"opcode {data[position:position + 1]!r} at byte {position} is not allowed")
-            position += 1 + width + int.from_bytes(data[position + 1:position + 1 + width], "little")
-    if position > len(data):
-        raise pickle.UnpicklingError("it is cut short")
-    if len(data) > MAX_TUPLES < sum(map(data.count, _TUPLES + _OBJECTS)):       # perhaps, but most will be text
-        tuples = objects = 0
+    while position != len(data):
+        start, run = position, cast("re.Match[bytes]", allowed.match(data, position))
+        position = run.end()
+        if position <= start:
+            raise pickle.UnpicklingError(f"opcode {data[start:start + 1]!r} at byte {start} is not allowed, or cut short")
+        if run.lastindex:
+            position += int.from_bytes(run[run.lastindex], "little")
+    if len(data) > MAX_TUPLES < sum([data.count(code.encode("latin1")) for code in _MADE]):     # perhaps, but most will be text
+        made = {"tuples": 0, "objects": 0, "": 0}
         for opcode, _, _ in pickletools.genops(data):
-            tuples += (code := opcode.code.encode("latin1")) in _TUPLES
-            objects += code in _OBJECTS
-            if tuples > MAX_TUPLES or objects > MAX_OBJECTS:
+            made[_MADE.get(opcode.code, "")] += 1
+            if made["tuples"] > MAX_TUPLES or made["objects"] > MAX_OBJECTS:
                 raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates and the like, or {MAX_OBJECTS:,} lists, "
                                              "dictionaries and sets: more than one entity may have")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what `_check_opcodes` let through. Nothing is imported."""
+    """Reads what `_check_opcodes` let through. Nothing is imported: a name that is not known is Untrusted."""
 
-    classes: Mapping[tuple[str, str], Any] = {}
-    known: Mapping[tuple[str, str], Any] = _KNOWN
+    known: Mapping[tuple[str, str], Any]
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a body means by a name. Raises Untrusted for any that is not allowed or known."""
-        found = self.classes.get((module, name)) or self.known.get((module, name))
-        if found is None:
+        if (module, name) not in self.known:
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
                             "classes=[…]), or all by classes=slim.ANY, if nobody else can write to the database")
+        found = self.known[module, name]
         return found if isinstance(found, type) else lambda *args: found(*args)     # a fresh one, that BUILD may alter
 
 
 class _Pickler(pickle.Pickler):
-    dispatch_table = collections.ChainMap[Any, Any]({
+    dispatch_table = collections.ChainMap[Any, Any]({           # first, what pickle would write with names that are not known
         uuid.UUID: lambda value: (uuid.UUID, (value.hex,)),
         zoneinfo.ZoneInfo: lambda value: (zoneinfo.ZoneInfo, (value.key,)),
         fractions.Fraction: lambda value: (fractions.Fraction, (value.numerator, value.denominator)),
@@ -329,7 +313,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """How a value is pickled whose type has no opcode: an application's object by `_object`."""
-        if type(value) in _DATES or type(value) is Decimal:
+        if (value if isinstance(value, type) else type(value)) in (*_DATES, Decimal, uuid.UUID):
             return NotImplemented
         self.doubtful = True
         if type(value) in self.dispatch_table or isinstance(value, (type, types.FunctionType)):
@@ -340,20 +324,20 @@ class _Pickler(pickle.Pickler):
         return reduced
 
 
-def _allowed(classes: Any) -> Any:
-    return classes if classes == ANY or type(classes) is dict else {(cls.__module__, cls.__qualname__): cls for cls in classes}
+def _known(classes: Any) -> Any:
+    """What bodies may name, {(module, name): class}, with an application's classes; ANY is ANY."""
+    if classes == ANY or isinstance(classes, dict):
+        return classes
+    return _KNOWN | {(cls.__module__, cls.__qualname__): cls for cls in classes}
 
 
-def _load(data: bytes, allowed: Any) -> Any:
-    if allowed == ANY:
+def _load(data: bytes, known: Any) -> Any:
+    if known == ANY:
         return pickle.loads(data, encoding="utf-8", errors="surrogateescape")
+    python_2 = data[:1] != b"\x80" or data[1] <= 2
+    _check_opcodes(data, _OPCODES_2 if python_2 else _OPCODES)
     unpickler = _Unpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
-    if data[:1] == b"\x80" and data[1] > 2:
-        unpickler.classes = allowed
-        _check_opcodes(data, _OPCODES)
-    else:                                                       # as Python 2 wrote it
-        unpickler.known = _KNOWN_2
-        _check_opcodes(data, _OPCODES_2)
+    unpickler.known = _KNOWN_2 if python_2 else known
     return unpickler.load()
 
 
@@ -369,7 +353,7 @@ def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZ
         pickler.dump(dict(entity))
         data = buffer.getvalue()
         if pickler.doubtful or len(data) > MAX_TUPLES:
-            _load(data, _allowed(classes))
+            _load(data, _known(classes))
     except Untrusted:
         raise
     except Exception as error:                                  # pickling runs the values' own code
@@ -390,7 +374,7 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
         data = stream.decompress(body, max_size + 1)
         if len(data) > max_size or not stream.eof or stream.unused_data:
             raise ValueError(f"it has over max_size={max_size} bytes" if len(data) > max_size else "it is no whole zlib stream")
-        entity = _load(data, _allowed(classes))
+        entity = _load(data, _known(classes))
         if not isinstance(entity, dict):
             raise ValueError(f"it is of type {type(entity).__name__}, no dictionary")
     except Untrusted:
@@ -442,12 +426,13 @@ SQL_TYPES: dict[type, str] = {
     str: "VARCHAR(191)", int: "BIGINT", float: "DOUBLE", bool: "TINYINT(1)", bytes: "VARBINARY(191)",
     Decimal: "DECIMAL(65,30)", dt.date: "DATE", dt.datetime: "DATETIME(6)", uuid.UUID: "BINARY(16)"}
 _BITS = {"tinyint": 8, "smallint": 16, "mediumint": 24, "int": 32, "bigint": 64}
-_PYTHON: dict[Any, type] = {"varchar": str, "char": str, "varbinary": bytes, "binary": bytes, "double": float, "decimal": Decimal,
-                            "date": dt.date, "datetime": dt.datetime, **dict.fromkeys(_BITS, int)}
+_PYTHON: dict[str, Any] = {
+    "varchar": str, "char": str, "varbinary": bytes, "binary": bytes, "binary(16)": uuid.UUID, "double": float, "decimal": Decimal,
+    "date": dt.date, "datetime": dt.datetime, **dict.fromkeys(_BITS, int), "tinyint(1)": bool}
 _FITS: dict[type, Callable[[Any, Any], bool]] = {               # what is rounded or cut would not be found again
     str: lambda column, text: len(text) <= column.size and _is_unicode(text) and not (column.name == "char" and text[-1:] == " "),
     bytes: lambda column, data: len(data) <= column.size and (column.name != "binary" or len(data) == column.size),
-    int: lambda column, number: column.low <= number <= column.high,
+    int: lambda column, number: number in column.range,
     float: lambda column, number: abs(number) < float("inf"),
     Decimal: lambda column, number: number.is_finite() and -number.as_tuple().exponent <= column.scale and (
         not number or number.adjusted() < column.size - column.scale),
@@ -458,15 +443,15 @@ class _Column:
     """A property of an index: its type in Python and in MySQL, and what fits."""
 
     def __init__(self, declared: Any) -> None:
-        self.sql: Any = SQL_TYPES.get(declared, declared) if isinstance(declared, type) else declared
-        parts = re.fullmatch(r"(\w+) *(?:\( *(\d+) *(?:, *(\d+) *)?\))?( +unsigned)?", str(self.sql).lower())
-        if not isinstance(self.sql, str) or not parts or parts[1] not in _PYTHON or parts[1] == "decimal" and not parts[2]:
+        self.sql = next((sql for cls, sql in SQL_TYPES.items() if cls is declared), str(declared))
+        parts = re.fullmatch(r"(\w+) *(?:\( *(\d+) *(?:, *(\d+) *)?\))?( +unsigned)?", self.sql.lower())
+        if not parts or parts[1] not in _PYTHON or not parts[2] and _PYTHON[parts[1]] in (str, bytes, Decimal):
             raise TypeError(f"{declared!r} is no type for a property; take one of {', '.join(cls.__name__ for cls in SQL_TYPES)}, "
-                            f"or as a string one of {', '.join(_PYTHON)}")
+                            f"or as a string one of {', '.join(_PYTHON)}, with its size")
         self.name, self.size, self.scale = parts[1], int(parts[2] or 0), int(parts[3] or 0)
-        self.python: Any = {("tinyint", 1): bool, ("binary", 16): uuid.UUID}.get((self.name, self.size), _PYTHON[self.name])
+        self.python: Any = _PYTHON.get(f"{self.name}({self.size})", _PYTHON[self.name])
         values = 1 << _BITS.get(self.name, 0)
-        self.low, self.high = (0, values - 1) if parts[4] else (-values // 2, values // 2 - 1)
+        self.range = range(values) if parts[4] else range(-values // 2, values // 2)
 
     def to_sql(self, value: Any) -> Any:
         """The value as the driver binds it. Raises TypeError or ValueError with the reason alone."""
@@ -478,7 +463,7 @@ class _Column:
             raise ValueError(f"does not fit into {self.sql}")
         if self.python is dt.datetime and value.tzinfo is not None:
             return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
-        return int(value) if self.python is bool else value.bytes if self.python is uuid.UUID else value
+        return value.bytes if self.python is uuid.UUID else value
 
 
 _Term = tuple[str, str, Any]        # property, sign, and the value as SQL has it
@@ -776,7 +761,7 @@ class Datastore:
         self._connect = {**connect, **{name: value for name, value in named.items() if value is not None},
                          "charset": "utf8mb4", "binary_prefix": True, "autocommit": True,
                          "conv": {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}}
-        self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
+        self._known, self._max_size, self._closed, self._names = _known(classes), max_size, False, set[str]()
         self._local, self._connections = _Local(), weakref.WeakSet[Any]()
         _stores.add(self)
         _watch_forks()
@@ -961,7 +946,7 @@ class Datastore:
             raise TypeError(f"an entity is a dict, not {reprlib.repr(entity)} of type {type(entity).__name__}")
         id = _check_id(entity["id"]) if "id" in entity else _new_id()
         whole = entity if "id" in entity else {**entity, "id": id}
-        body = encode(whole, self._allowed, self._max_size)
+        body = encode(whole, self._known, self._max_size)
         if len(body) > min(MAX_BODY, self._max_packet):
             raise ValueError(f"entity {id!r} has {len(body)} bytes when compressed; MEDIUMBLOB takes {MAX_BODY}, the server's "
                              f"max_allowed_packet {self._max_packet}")
@@ -970,7 +955,7 @@ class Datastore:
     def _entity(self, row: Sequence[Any]) -> Entity:
         version, id, updated, body = row
         try:
-            entity = Entity(decode(body or b"", self._allowed, self._max_size))
+            entity = Entity(decode(body or b"", self._known, self._max_size))
         except Corrupt as error:
             error.id = id
             raise
