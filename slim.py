@@ -109,21 +109,24 @@ Connection = Any                    # MySQLdb's stubs type neither its connectio
 class Error(Exception):
     """What all of slim's own errors derive from. The driver's pass through as MySQLdb's."""
 
+    def __init__(self, *args: Any, **carried: Any) -> None:
+        super().__init__(*args)
+        vars(self).update(carried)
+
 
 class Conflict(Error):
     """Another version than the expected one is current. Carries `.id`, `.expected` and `.found` (0: no entity)."""
 
-    def __init__(self, id: str, expected: int, found: int) -> None:
-        super().__init__(f"entity {id!r}: version {expected} was expected, {found} is current (0: none); get it, decide again")
-        self.id, self.expected, self.found = id, expected, found
+    id: str
+    expected: int
+    found: int
 
 
 class Duplicate(Error):
     """A unique index has these values for another entity. Carries `.index` and `.id`, the other entity's."""
 
-    def __init__(self, index: Index, id: str, values: Sequence[Any]) -> None:
-        super().__init__(f"unique index {index.table}: entity {id!r} already has {dict(zip(index.types, values))!r}")
-        self.index, self.id = index, id
+    index: Index
+    id: str
 
 
 class NotPopulated(Error):
@@ -134,9 +137,6 @@ class Corrupt(Error):
     """A body is no zlib, no pickle or no dictionary, or is too large. Carries `.id` (None outside a store)."""
 
     id: str | None = None
-
-    def __str__(self) -> str:
-        return super().__str__() if self.id is None else f"entity {self.id!r}: {super().__str__()}"
 
 
 class Untrusted(Corrupt):
@@ -718,7 +718,9 @@ class Index:
             if row is not None:
                 others = datastore._read(select, row, tuple(rows))
                 if others or row in owners:
-                    raise Duplicate(self, others[0][0] if others else owners[row], row)
+                    other = others[0][0] if others else owners[row]
+                    raise Duplicate(f"unique index {self.table}: entity {other!r} already has {dict(zip(self.types, row))!r}",
+                                    index=self, id=other)
                 owners[row] = id
 
 
@@ -957,7 +959,7 @@ class Datastore:
         try:
             entity = Entity(decode(body or b"", self._known, self._max_size))
         except Corrupt as error:
-            error.id = id
+            error.id, error.args = id, (f"entity {id!r}: {error}",)
             raise
         entity.setdefault("id", id)
         return entity._stamped(version, updated)
@@ -1081,7 +1083,8 @@ class Datastore:
         if expect is not None:
             found = dict(self._read(SELECT_VERSION, ids)).get(ids[0], 0)
             if found != expect:
-                raise Conflict(ids[0], expect, found)
+                raise Conflict(f"entity {ids[0]!r}: version {expect} was expected, {found} is current (0: none); get it, decide "
+                               "again", id=ids[0], expected=expect, found=found)
         for index in rows:
             if index.unique:
                 index._explain(self, rows[index])

@@ -142,6 +142,19 @@ def test_unknown_outcome_can_be_sent_to_another_process() -> None:
     assert type(again) is slim.Unknown and again.args == (2013, "the connection was lost")
 
 
+def test_conflict_and_duplicate_can_be_sent_to_another_process(store: slim.Datastore) -> None:
+    store.add_index(slim.Index("index_email", "email", unique=True))
+    store.put({"id": "a", "email": "a@b"})
+    with pytest.raises(slim.Conflict) as conflict:
+        store.put({"id": "a"}, expect=0)
+    with pytest.raises(slim.Duplicate) as duplicate:
+        store.put({"id": "b", "email": "a@b"})
+    for error in conflict.value, duplicate.value:
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.id) == (type(error), str(error), "a")
+    assert (again.index.table, conflict.value.found) == ("index_email", store.get("a").version)
+
+
 def test_unknown_database_is_the_drivers_error(connect: dict[str, Any]) -> None:
     with pytest.raises(MySQLdb.OperationalError, match="no_such_database"):
         slim.Datastore(**{**connect, "database": "no_such_database"})
