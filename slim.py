@@ -6,15 +6,12 @@ Store dictionaries now, query them by a few properties, never run a migration; n
     >>> by_user = slim.Index("index_user_id", "user_id")
     >>> store = slim.Datastore("localhost", "me", "secret", "app", indexes=[by_user])  # makes what is missing
     >>> key = store.put({"user_id": "bob", "title": "Hello"})       # one round trip, one transaction
-    >>> entity = store.get(key)                                     # a dict, or None; one round trip
     >>> [found["title"] for found in by_user.get_all(store, user_id="bob")]     # a list, maybe empty; one join
     ['Hello']
-    >>> store.put({**entity, "title": "Hi"}, expect=entity.version) == key      # else Conflict: another was faster
-    True
-    >>> store.update(key, lambda entity: entity.update(likes=1))["likes"]       # KeyError where there is none
-    1
-    >>> store.delete(key), store.get(key), len(store)
-    (True, None, 0)
+    >>> entity = store.update(key, lambda entity: entity.update(likes=1))       # KeyError where there is none
+    >>> key = store.put({**entity, "title": "Hi"}, expect=entity.version)       # else Conflict: another was faster
+    >>> store.get(key)["title"], store.delete(key), store.get(key), len(store)  # get: a dict, or None; one round trip
+    ('Hi', True, None, 0)
 
 It puts into the database, and touches nothing else: `entities` (added_id, id, updated, body), a table for each Index
 (its properties, entity_id), `entities_history` where history is kept, and the empty `entities_guard_…`, which is renamed
@@ -167,13 +164,10 @@ SETTLE = "ANALYZE TABLE entities"
 CREATE_INDEX = "CREATE TABLE {table} ({columns}, entity_id {id} NOT NULL UNIQUE, PRIMARY KEY ({key}){more}) COMMENT='{comment}'"
 SELECT_AT_WORK = """SELECT COUNT(*) FROM {}_schema.processlist
  WHERE id = %s AND id <> CONNECTION_ID() AND command <> 'Sleep'"""       # a server that was started again counts anew
-SELECT_GUARDS = """SELECT table_name FROM information_schema.tables
- WHERE table_schema = DATABASE() AND table_name LIKE 'entities\\_guard\\_%%' ORDER BY table_name"""
-SELECT_CATALOGUE = """SELECT c.table_name, c.column_name, c.column_type, c.collation_name, t.table_comment
- FROM information_schema.columns AS c JOIN information_schema.tables AS t
-   ON t.table_schema = c.table_schema AND t.table_name = c.table_name
- WHERE c.table_schema = DATABASE() AND (t.table_comment IN %s OR c.table_name IN %s)
- ORDER BY c.table_name, c.ordinal_position"""
+SELECT_GUARDS = "SHOW TABLES LIKE 'entities\\_guard\\_%%'"
+SELECT_CATALOGUE = """SELECT table_name, column_name, column_type, collation_name, table_comment
+ FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
+ WHERE table_schema = DATABASE() AND (table_comment IN %s OR table_name IN %s) ORDER BY table_name, ordinal_position"""
 SELECT_ENTITY = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 SELECT_PAGE = "SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"
 SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities WHERE added_id < %s ORDER BY added_id DESC LIMIT %s"
@@ -1423,30 +1417,37 @@ def _jsonable(value: Any) -> Any:
     return {type(value).__name__: text()}
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("slim", add_help=False, description="Shows what a slim datastore holds.", epilog=(
-        "find takes key=value, key=low..high (half open, either end may be left out), key=a,b (one of). slim connects as mysql "
-        "does, and reads the same option files."))
-    parser.add_argument("--help", action="help", help="show this, and leave")
+def _text(thing: Any) -> str:
+    if not isinstance(thing, Entity):
+        return str(thing)
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    width = max(len(str(key)) for key in thing)
+    lines = [f"  {key!s:{width}}  {value if isinstance(value, str) else repr(value)}" for key, value in thing.items()]
+    return "\n".join([f"{bold}{thing['id']}{plain}  version {thing.version}, {thing.updated:%Y-%m-%d %H:%M:%S} UTC", *lines])
+
+
+def _arguments(words: Iterable[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("slim", "slim [option …] DATABASE schema | get ID | find INDEX [key=value …] | indexes | "
+                                     "populate INDEX", "Shows what a slim datastore holds. It connects as mysql does, and reads "
+                                     "the same option files.", add_help=False)
+    parser.add_argument("--help", help="show this, and leave", action="help")
     parser.add_argument("-h", "--host", help="the server")
     parser.add_argument("-P", "--port", help="its TCP port", type=int)
     parser.add_argument("-S", "--socket", help="its Unix socket", dest="unix_socket")
     parser.add_argument("-u", "--user", help="account")
     parser.add_argument("-p", "--password", help="-pSECRET, or -p alone: ask for it")
     parser.add_argument("--defaults-file", help="read this option file alone", dest="read_default_file")
-    parser.add_argument("--json", action="store_true", help="print JSON, a line for each thing")
+    parser.add_argument("--json", help="print JSON, a line for each thing", action="store_true")
+    parser.add_argument("--limit", help="schema, find: look at so many", type=int)
+    parser.add_argument("--reverse", help="find: the last first", action="store_true")
     parser.add_argument("database")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="schema | get | find | indexes | populate")
-    verbs.add_parser("schema", help="the types of dictionary stored").add_argument("--limit", type=int, help="look at so many")
-    verbs.add_parser("get", help="an entity").add_argument("id")
-    find = verbs.add_parser("find", help="the entities that an index finds")
-    find.add_argument("index")
-    find.add_argument("match", nargs="*", metavar="key=value")
-    find.add_argument("--limit", type=int, help="at the most so many")
-    find.add_argument("--reverse", action="store_true", help="the last first")
-    verbs.add_parser("indexes", help="the index tables that stand")
-    verbs.add_parser("populate", help="make an index agree with the entities").add_argument("index")
-    return parser.parse_args(["--password=" if word in ("-p", "--password") else word for word in words])
+    parser.add_argument("verb", choices=["schema", "get", "find", "indexes", "populate"])
+    parser.add_argument("what", help="an ID or INDEX", nargs="?")
+    parser.add_argument("match", help="or key=low..high (half open), key=a,b (one of)", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(["--password=" if word in ("-p", "--password") else word for word in words])
+    if (options.what is None) != (options.verb in ("schema", "indexes")) or options.match and options.verb != "find":
+        parser.error(f"too few or too many words for {options.verb}")
+    return options
 
 
 def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
@@ -1456,53 +1457,42 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
         if not equals or name not in index.types:
             raise ValueError(f"{word!r} is not key=value with a property of index {index.table}: {', '.join(index.types)}")
         cls: Any = index.types[name].python
-        parse: Any = {bool: {"true": True, "false": False}.__getitem__, bytes: str.encode}.get(
-            cls, getattr(cls, "fromisoformat", cls))
-        low, dots, high = text.partition("..")
+        parse: Any = {bool: json.loads, bytes: str.encode}.get(cls, getattr(cls, "fromisoformat", cls))
         try:
-            match[name] = (slice(parse(low) if low else None, parse(high) if high else None) if dots else
-                           {parse(part) for part in text.split(",")} if "," in text else parse(text))
-        except (ValueError, ArithmeticError, KeyError) as error:
+            match[name] = (slice(*[parse(end) if end else None for end in text.split("..", 1)]) if ".." in text else
+                           [parse(value) for value in text.split(",")])
+        except (ValueError, ArithmeticError) as error:
             raise ValueError(f"{text!r} is no {cls.__name__}, which {name} is in index {index.table}") from error
     return match
 
 
-def _things(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
+def _answer(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
     """What a command prints."""
     progress: Any = None
     if sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from tqdm import tqdm as progress
-    verb, indexes = options.verb, {index.table: index for index in store.indexes}
-    if verb in ("find", "populate") and options.index not in indexes:
-        raise ValueError(f"no index {options.index!r} stands in {options.database}, but: {', '.join(indexes) or 'none'}")
-    if verb == "schema":
+    indexes = {index.table: index for index in store.indexes}
+    if options.verb == "schema":
         schema = store.schema(limit=options.limit, progress=progress)
         yield from [shape._asdict() for shape in schema.shapes] if options.json else [schema]
-    elif verb == "get":
-        if (entity := store.get(options.id)) is None:
-            raise ValueError(f"there is no entity {options.id!r}")
+    elif options.verb == "get":
+        if (entity := store.get(options.what)) is None:
+            raise ValueError(f"there is no entity {options.what!r}")
         yield entity
-    elif verb == "find":
-        index = indexes[options.index]
-        yield from index.find(store, _match(index, options.match), reverse=options.reverse, limit=options.limit)
-    elif verb == "indexes":
+    elif options.verb == "indexes":
         for index in indexes.values():
             types, populated = {name: column.sql for name, column in index.types.items()}, index.standing == index.table
             yield ({"index": index.table, "properties": types, "unique": index.unique, "populated": populated} if options.json
                    else f"{index!r}{'  not populated' * (not populated)}")
+    elif options.what not in indexes:
+        raise ValueError(f"no index {options.what!r} stands in {options.database}, but: {', '.join(indexes) or 'none'}")
+    elif options.verb == "find":
+        index = indexes[options.what]
+        yield from index.find(store, _match(index, options.match), reverse=options.reverse, limit=options.limit)
     else:
-        changed = indexes[options.index].populate(store, progress=progress)
+        changed = indexes[options.what].populate(store, progress=progress)
         yield {"changed": changed} if options.json else f"{changed:,} rows had to be changed"
-
-
-def _text(thing: Any) -> str:
-    if not isinstance(thing, Entity):
-        return str(thing)
-    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    width = max(map(len, map(str, thing)), default=0)
-    lines = [f"  {key!s:{width}}  {value if isinstance(value, str) else repr(value)}" for key, value in thing.items()]
-    return "\n".join([f"{bold}{thing.get('id')}{plain}  version {thing.version}, {thing.updated:%Y-%m-%d %H:%M:%S} UTC", *lines])
 
 
 class _Viewer(Datastore):
@@ -1513,24 +1503,23 @@ class _Viewer(Datastore):
             raise Error(f"the database {self._connect['database']} has no table entities")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The command line, `python -m slim`. Returns the exit status: 0, 1 after an error; if called wrongly it exits with 2."""
-    options = _arguments(sys.argv[1:] if words is None else words)
-    given = {name: getattr(options, name) for name in ("port", "unix_socket", "read_default_file")}
-    connect = {name: value for name, value in given.items() if value is not None}
+def main() -> None:
+    """The command line, `python -m slim`. Exits with 1 after an error, with 2 if called wrongly."""
+    options = _arguments(sys.argv[1:])
+    connect = {name: value for name in ("port", "unix_socket", "read_default_file")
+               if (value := getattr(options, name)) is not None}
+    sys.stdout.reconfigure(errors="backslashreplace")           # type: ignore[union-attr]     # half a character can be stored
     try:
         password = getpass.getpass("Enter password: ") if options.password == "" else options.password
         with _Viewer(options.host, options.user, password, options.database, read_default_group="client", **connect) as store:
-            for thing in _things(options, store):
+            for thing in _answer(options, store):
                 print(json.dumps(_jsonable(thing), ensure_ascii=False) if options.json else _text(thing), flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # who reads has gone: nothing more to say, at exit neither
-        return 1
+        sys.exit(1)
     except (Error, MySQLdb.Error, TypeError, ValueError, ArithmeticError, EOFError) as error:
-        print("slim:", " ".join(str(error.args[-1] if _code(error) else error).split()), file=sys.stderr)
-        return 1
-    return 0
+        sys.exit("slim: " + " ".join(str(error.args[-1] if _code(error) else error).split()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

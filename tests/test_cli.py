@@ -114,11 +114,27 @@ def test_failure_is_one_line_on_standard_error_and_status_1(
     assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1 and message in done.stderr
 
 
-@pytest.mark.parametrize("words", [[], ["no_such_verb"], ["get"], ["schema", "--limit", "many"], ["find"]])
+@pytest.mark.parametrize("words", [[], ["no_such_verb"], ["get"], ["schema", "--limit", "many"], ["find"],
+                                   ["get", "x", "y"], ["indexes", "x"], ["populate", "index_user", "user=bob"]])
 def test_wrong_call_is_status_2_and_shows_the_usage(run: Slim, words: list[str]) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: slim")
+
+
+def test_options_may_stand_anywhere_and_an_id_may_begin_with_a_dash(filled: slim.Datastore, run: Slim) -> None:
+    filled.put({"id": "-x", "user": "bob"})
+    for words in (["find", "index_user", "--json", "--limit", "1", "--reverse", "user=bob"], ["get", "--json", "--", "-x"],
+                  ["--json", "get", "--", "-x"]):
+        done = run(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["id"] == ("x" if words[0] == "find" else "-x")
+
+
+def test_half_a_character_is_printed_as_its_escape(store: slim.Datastore, run: Slim) -> None:
+    store.put({"id": "a", "text": "\ud800"})
+    assert "\\ud800" in run("get", "a").stdout
+    assert json.loads(run("--json", "get", "a").stdout)["text"] == "\ud800"
 
 
 def test_no_server_and_wrong_password_are_one_line_without_the_password(run: Slim) -> None:
