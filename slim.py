@@ -82,7 +82,6 @@ PROTOCOL = 5                        # of pickle; every Python that runs slim rea
 CLOSED = "this Datastore is closed; open another"
 NOT_KNOWN = "the connection was lost; whether the write was done is not known: {}"
 DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
-NOT_POPULATED = "index {} does not stand, or is not populated: Datastore.add_index makes it, Index.populate fills it"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
 ORPHAN = None, None, True           # the version and row of an entity that is not there, but whose row may be
@@ -94,8 +93,9 @@ LOST = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, CR.SERVER
         CR.SERVER_HANDSHAKE_ERR, ER.UNKNOWN_COM_ERROR, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT,
         ER.OPTION_PREVENTS_STATEMENT, 1836, 1927, 2027, 3100, 4031}
 # Rolled back, and worth another try; 3101: Group Replication did so at COMMIT, 8002, 8022: TiDB. DUP_ENTRY: two were
-# inserting one id. SUBQUERY_NO_1_ROW: CHECK_DELETED found none.
-AGAIN = LOST | {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.DUP_ENTRY, ER.SUBQUERY_NO_1_ROW, ER.NO_SUCH_TABLE, 3101, 8002, 8022}
+# inserting one id. SUBQUERY_NO_1_ROW: CHECK_DELETED found none. TABLE_EXISTS_ERROR: another was faster to create it.
+AGAIN = LOST | {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.DUP_ENTRY, ER.SUBQUERY_NO_1_ROW, ER.NO_SUCH_TABLE,
+                ER.TABLE_EXISTS_ERROR, 3101, 8002, 8022}
 DENIED = {ER.DBACCESS_DENIED_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.SPECIFIC_ACCESS_DENIED_ERROR, ER.OPTION_PREVENTS_STATEMENT}
 
 T = TypeVar("T")
@@ -150,14 +150,14 @@ SESSION = (b"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_
            b"SHOW VARIABLES LIKE 'wsrep_retry_autocommit'")
 WSREP = b"SET SESSION wsrep_retry_autocommit = 0"     # Galera would repeat the last statement alone, without its packet
 SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", b"START TRANSACTION WITH CONSISTENT SNAPSHOT"
-TABLE_OPTIONS = " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE="
+TABLE_OPTIONS = [f" ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}" for collation in EXACT[:2]]
 CREATE_ENTITIES = """CREATE TABLE entities (
  added_id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, id VARCHAR(36) NOT NULL,
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, UNIQUE KEY (id), KEY (updated))"""
 CREATE_HISTORY = """CREATE TABLE entities_history (
  id VARCHAR(36) NOT NULL, number BIGINT UNSIGNED NOT NULL, added_id BIGINT UNSIGNED NOT NULL,
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
-CREATE_GUARD = "CREATE TABLE {} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
+CREATE_GUARD = "CREATE TABLE entities_guard_{} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
 # On Galera a write that was sent to the other nodes before the guard was renamed, and comes after it, is replayed, its guard
 # not asked. A statement that claims the table which every write changes lets none by that began before.
 SETTLE = "ANALYZE TABLE entities"
@@ -189,13 +189,13 @@ UNLESS_STORED = " AND NOT EXISTS (SELECT 1 FROM entities AS e WHERE e.id IN %s)"
 DELETE_ROW = "DELETE FROM {table} WHERE entity_id IN %(ids)s"
 INSERT_ROW = "INSERT INTO {table} ({names}, entity_id) VALUES "
 SELECT_RANGE = "SELECT id, added_id FROM entities WHERE added_id >= %s AND added_id <= %s"     # in half the time of IN
-LOCK_ROW = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
-SELECT_OWNER = "SELECT entity_id FROM {table} WHERE ({names}) = %s AND entity_id NOT IN %s"
+LOCK_ROW = "SELECT entity_id, NULL FROM {table} WHERE entity_id IN %s FOR UPDATE"
+SELECT_OWNER = "SELECT i.entity_id FROM {table} AS i WHERE ({columns}) = %s AND i.entity_id NOT IN %s"
 # STRAIGHT_JOIN: read the index first, in its order; on a small table the optimizer would read and sort the entities.
-SELECT_MATCH = """SELECT e.added_id, e.id, e.updated, e.body, {columns} FROM {table} AS i STRAIGHT_JOIN entities AS e
+SELECT_MATCH = """SELECT e.added_id, e.id, e.updated, e.body, {place} FROM {table} AS i STRAIGHT_JOIN entities AS e
  ON e.id = i.entity_id WHERE {where} ORDER BY {order} LIMIT %s"""
 COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {where}"
-SELECT_COMPARED = """SELECT e.added_id, e.id, e.updated, e.body, i.entity_id, {names} FROM entities AS e
+SELECT_COMPARED = """SELECT e.added_id, e.id, e.updated, e.body, i.entity_id, {columns} FROM entities AS e
  LEFT JOIN {table} AS i ON i.entity_id = e.id WHERE e.added_id > %s AND e.added_id <= %s ORDER BY e.added_id LIMIT %s"""
 SELECT_ORPHANS = """SELECT i.entity_id FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
  WHERE i.entity_id > %s AND e.id IS NULL ORDER BY i.entity_id LIMIT %s"""
@@ -486,8 +486,9 @@ class Index:
             raise ValueError(f"index table {table!r}: names like entities… and …{BUILDING} are slim's own")
         if not names or len({name.casefold() for name in [*names, "entity_id"]}) <= len(names):
             raise ValueError(f"index {table}: give at least one property, each once, and none called entity_id, not {names!r}")
-        self.table, self.unique, self._names = table, unique, ", ".join(map(_quote, names))
+        self.table, self.unique, self._columns = table, unique, ", ".join(f"i.{_quote(name)}" for name in names)
         self.types = {name: _Column(properties[name] if isinstance(properties, Mapping) else str) for name in names}
+        self._properties = [(name, column.python) for name, column in self.types.items()]
         self.standing, self.exact, self.delete, self.insert = table, True, b"", b""     # filled by _standing
 
     def __repr__(self) -> str:
@@ -510,7 +511,7 @@ class Index:
         """
         terms, left = self._terms(match), sys.maxsize if limit is None else operator.index(limit)
         ranged = [name for name in self.types if isinstance(match.get(name), slice)][:1]
-        columns, sign = [f"i.{_quote(name)}" for name in (*ranged, "entity_id")], "<" if reverse else ">"
+        place, sign = [f"i.{_quote(name)}" for name in (*ranged, "entity_id")], "<" if reverse else ">"
         try:
             last = [] if after is None else [*(self._value(name, after[name]) for name in ranged), _check_id(after["id"])]
         except (KeyError, TypeError) as error:
@@ -519,11 +520,11 @@ class Index:
         while left > 0:
             where, args = _where(terms)
             if last:                                            # (column, id) > (…, …) in a form that both servers range over
-                where += f" AND {columns[0]} {sign}= %s AND ({columns[0]} {sign} %s OR {columns[-1]} {sign} %s)"
+                where += f" AND {place[0]} {sign}= %s AND ({place[0]} {sign} %s OR {place[-1]} {sign} %s)"
                 args += [last[0], last[0], last[-1]]
             size = min(left, PAGE)
-            rows = self._read(datastore, SELECT_MATCH, [*args, size], where=where, columns=", ".join(columns),
-                              order=", ".join([column + " DESC" * reverse for column in columns]))
+            rows = self._read(datastore, SELECT_MATCH, *args, size, populated=True, where=where, place=", ".join(place),
+                              order=", ".join([column + " DESC" * reverse for column in place]))
             for row in rows:
                 entity, last = datastore._entity(row[:4]), row[4:]      # the index's row: the entity may be another by now
                 if self._has(entity, terms):
@@ -534,16 +535,15 @@ class Index:
 
     def count(self, datastore: Datastore, **match: Any) -> int:
         """How many entities match; 0 where none does."""
-        known = datastore._catalogue.indexes.get(self.table)
-        if known and not known.exact:                           # the table takes Bob for bob: look at the entities
+        if not self._known(datastore).exact:                    # the table takes Bob for bob: look at the entities
             return len(self.get_all(datastore, **match))
         where, args = _where(self._terms(match))
-        return int(self._read(datastore, COUNT_MATCH, args, where=where)[0][0])
+        return int(self._read(datastore, COUNT_MATCH, *args, populated=True, where=where)[0][0])
 
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
         """Rewrites the row of an entity in this index, as it is stored. `Datastore.put` does it for all indexes."""
         stored = datastore.get(id := _check_id(entity.get("id")))
-        self._rewrite(datastore, {id: (stored.version, self._row(stored), True) if stored is not None else ORPHAN})
+        self._rewrite(datastore, {id: (stored.version, self._row(stored), True) if stored else ORPHAN})
 
     def populate(self, datastore: Datastore, *, progress: Progress | None = None) -> int:
         """Makes the table agree with the entities exactly, while readers and writers go on; stop it and run it at any time.
@@ -551,35 +551,39 @@ class Index:
         progress: anything called as tqdm.tqdm is. Returns the number of rows it had to change: 0, all was right.
         Raises TypeError, ValueError or Duplicate for an entity that the index cannot have, with its id.
         """
-        datastore._check_outside()                              # it would wait for what the transaction has locked
-        known = datastore._refresh().indexes.get(self.table)
-        if known and known.standing != self.table:
-            datastore._rename()                                 # from here on every writer knows the table, or fails
-        changed = _overlapped(functools.partial(self._rewrite, datastore), self._wrong(datastore, progress))
-        datastore._rename((self.table + BUILDING, self.table))
+        datastore._rename(self, self.table + BUILDING)          # from here on every writer knows the table, or fails
+        wrong, most = self._wrong(datastore, progress), min(BATCH, datastore._max_packet >> 12)  # a row has less than 4 kB
+        batches = iter(lambda: dict(itertools.islice(wrong, most)), {})
+        changed = _overlapped(functools.partial(self._rewrite, datastore), ((batch, True) for batch in batches))
+        datastore._rename(self, self.table)
         return changed
 
     def create(self, datastore: Datastore) -> None:
         """Creates the table where it is missing, to be populated. Raises Error with the statement where that is denied."""
-        known = datastore._refresh().indexes.get(self.table)
-        if known and (known._properties() != self._properties() or self.unique > known.unique):
-            raise ValueError(f"index table {self.table} stands as {known!r}, not as {self!r}: remove it, or take another name")
         names = [_quote(name) for name in self.types]
-        if not known:
-            datastore._create(CREATE_INDEX.format(
-                table=_quote(self.table + BUILDING), id=datastore._catalogue.id_type, comment=COMMENTS[self.unique],
-                columns=", ".join(f"{name} {column.sql} NOT NULL" for name, column in zip(names, self.types.values())),
-                key=self._names + ", entity_id" * (not self.unique), more="".join(f", KEY ({name})" for name in names[1:])))
+        sql = CREATE_INDEX.format(
+            table=_quote(self.table + BUILDING), id=datastore._catalogue.id_type, comment=COMMENTS[self.unique],
+            columns=", ".join(f"{name} {column.sql} NOT NULL" for name, column in zip(names, self.types.values())),
+            key=", ".join(names + ["entity_id"] * (not self.unique)), more="".join(f", KEY ({name})" for name in names[1:])
+        ) + TABLE_OPTIONS[datastore._mariadb]
+        new = {self.table} - datastore._names
+        datastore._names |= new                                 # one that was made by hand may have no comment to be known by
+        try:
+            datastore._define(lambda standing: "" if self.table in standing.indexes else sql)
+            known = self._known(datastore)
+            if known._properties != self._properties or self.unique > known.unique:
+                raise ValueError(f"index table {self.table} stands as {known!r}, not as {self!r}: remove it, or take another name")
+        except Exception:                                       # another's table, perhaps: no index, and not to be touched
+            datastore._names -= new
+            datastore._refresh()
+            raise
 
     def drop(self, datastore: Datastore) -> None:
         """Drops the table, if it stands, and is an index that the datastore maintains."""
         if self.table in datastore._refresh().indexes:
             datastore._rename()                                 # waits for transactions that know the table
-            datastore._define(f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
-            datastore._refresh()
-
-    def _properties(self) -> list[tuple[str, type]]:
-        return [(name, column.python) for name, column in self.types.items()]
+            datastore._define(lambda _: f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
+        datastore._names.discard(self.table)
 
     def _row(self, entity: Mapping[Any, Any]) -> tuple[Any, ...] | None:
         """The entity's values in this index, None if it is not in it."""
@@ -602,8 +606,8 @@ class Index:
             if name not in self.types:
                 raise TypeError(f"index {self.table} has no property {name!r}; it has {', '.join(self.types)}")
             if isinstance(asked, slice) and asked.step is None:
-                terms += [(name, sign, self._value(name, end)) for sign, end in ((">=", asked.start), ("<", asked.stop))
-                          if end is not None]
+                ends = {">=": asked.start, "<": asked.stop}
+                terms += [(name, sign, self._value(name, end)) for sign, end in ends.items() if end is not None]
             else:
                 one_of = asked if isinstance(asked, (set, frozenset, list)) else [asked]
                 terms.append((name, "IN", tuple([self._value(name, value) for value in one_of]) or (None,)))
@@ -615,67 +619,59 @@ class Index:
         except (TypeError, ValueError, OverflowError):          # the row is not of this entity
             return False
 
-    def _read(self, datastore: Datastore, statement: str, args: Sequence[Any], **parts: str) -> Any:
-        """Rows of a statement. What is asked of an index goes to the populated table alone, the rest to the one that stands."""
-        standing = self.table if parts else self._known(datastore).standing
-        sql = statement.format(table=_quote(standing), names=self._names, **parts)
+    def _known(self, datastore: Datastore, populated: bool = False) -> Index:
+        """The same index as it stands. Raises NotPopulated where it does not, or is not `populated`, if that is asked."""
+        known = datastore._catalogue.indexes.get(self.table)
+        if not known or populated and known.standing != self.table:
+            known = datastore._refresh().indexes.get(self.table)
+        if not known or populated and known.standing != self.table:
+            raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, "
+                               "Index.populate fills it")
+        return known
 
+    def _read(self, datastore: Datastore, select: str, *args: Any, populated: bool = False, **parts: str) -> Any:
+        """Rows of a statement on the table that stands."""
         def attempt(lost: int) -> Any:
-            try:
-                return datastore._ask(sql, *args)
-            except MySQLdb.ProgrammingError as error:
-                if _code(error) != ER.NO_SUCH_TABLE:
-                    raise
-                raise NotPopulated(NOT_POPULATED.format(self.table)) from error
+            table = _quote(self._known(datastore, populated).standing)
+            return datastore._ask(select.format(table=table, columns=self._columns, **parts), *args)
         return datastore._run(attempt)
 
-    def _known(self, datastore: Datastore) -> Index:
-        """The same index as it stands."""
-        if self.table not in datastore._catalogue.indexes:
-            raise NotPopulated(NOT_POPULATED.format(self.table))
-        return datastore._catalogue.indexes[self.table]
-
-    def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Batches of what is not as it should be, as `_rewrite` takes them."""
+    def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[str, Any]]:
+        """(id, what `_rewrite` takes) of each row that is not as it should be."""
         count, last = datastore._read(SELECT_COUNT)[0]
         # Each entity beside its row as of the same moment. Those that are put later than `last` their writers index.
-        rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, (after, last, size)))
-        most, wrong = min(BATCH, datastore._max_packet >> 12), dict[str, Any]()      # a row, escaped, has less than 4 kB
-        for number, (version, id, updated, body, found, *row) in enumerate(progress(rows, total=count) if progress else rows, 1):
+        rows: Iterable[Any] = _pages(lambda after, size: self._read(datastore, SELECT_COMPARED, after, last, size))
+        for version, id, updated, body, found, *row in progress(rows, total=count) if progress else rows:
             try:
                 wanted = self._row(datastore._entity((version, id, updated, body)))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"entity {id!r}: {error}") from error
             if wanted != (None if found is None else tuple(row)):
-                wrong[id] = version, wanted, found is not None
-            if wrong and not number % most:                     # so that no more than these are locked
-                yield wrong, True
-                wrong = {}
-        if wrong:
-            yield wrong, False
-        after = ""
-        while orphans := [id for id, in self._read(datastore, SELECT_ORPHANS, (after, BATCH))]:
-            yield dict.fromkeys(orphans, ORPHAN), False
-            after = orphans[-1]
+                yield id, (version, wanted, found is not None)
+        orphans = [("",)]
+        while orphans := self._read(datastore, SELECT_ORPHANS, *orphans[-1], BATCH):
+            yield from ((id, ORPHAN) for id, in orphans)
 
     def _rewrite(self, datastore: Datastore, wanted: Mapping[str, Any]) -> int:
-        """Makes rows right: {id: (the entity's version, its row, whether there was one)}, or ORPHAN for all. Returns how many.
+        """Makes rows right: {id: (the entity's version, its row, whether there was one)}, or ORPHAN. Returns how many.
 
         Writers lock an entity, then its rows, and so does this. An entity whose version is gone was put or deleted meanwhile,
-        with its rows. Where there is no entity to be locked the rows are, and then it is looked for: who is about to insert it
+        with its rows. Where there is no entity to be locked its row is, and then it is looked for: who is about to insert it
         waits for the row, who has done so is seen. Where no row was there is none to be deleted, unless another populates, too:
         then it is tried again.
         """
-        versions = [version for version, _, _ in wanted.values()]
-        tries = iter([not any(had for _, _, had in wanted.values())])
+        ids, versions = tuple(wanted), [version or 0 for version, _, _ in wanted.values()]
+        bounds, tries = (min(versions), max(versions)), iter([not any(had for _, _, had in wanted.values())])
 
         def attempt(lost: int) -> int:
             fresh, known, bind = next(tries, False), self._known(datastore), datastore._bind
+            lock = [datastore._locking(SELECT_RANGE, *bounds) if bounds[1] - bounds[0] < 8 * len(ids) else
+                    datastore._locking(SELECT_VERSION, ids)]
+            if not bounds[0]:
+                lock += [bind(LOCK_ROW.format(table=_quote(known.standing)), ids), bind(SELECT_VERSION, ids)]
             with datastore.transaction():
-                lock = [datastore._locking(SELECT_RANGE, min(versions), max(versions))] if versions[0] else [
-                    bind(LOCK_ROW.format(table=_quote(known.standing)), tuple(wanted)), bind(SELECT_VERSION, tuple(wanted))]
-                stored = dict(datastore._transact(*lock)[-1])
-                rows = {id: row for id, (version, row, _) in wanted.items() if stored.get(id) == version}
+                stored = dict(itertools.chain(*datastore._transact(*lock)))
+                rows = {id: row for id, (version, row, _) in wanted.items() if stored.get(id, 0) == version}
                 if rows:
                     datastore._apply([], datastore._quoted(rows), {known: rows}, fresh=fresh)
                 return len(rows)
@@ -694,7 +690,7 @@ class Index:
         index.standing, index.exact = table, all(collation in EXACT for _, collation, _ in columns.values())
         delete = DELETE_ROW + EXACTLY.format("entity_id") * (not index.exact)
         index.delete = delete.format(table=_quote(table)).encode()
-        index.insert = INSERT_ROW.format(table=_quote(table), names=index._names).encode() % ()
+        index.insert = INSERT_ROW.format(table=_quote(table), names=", ".join(map(_quote, index.types))).encode() % ()
         return index
 
     def _statements(self, connection: Connection, rows: Mapping[str, Any], quoted: Mapping[str, bytes], fresh: bool) -> list[bytes]:
@@ -706,32 +702,28 @@ class Index:
 
     def _explain(self, datastore: Datastore, rows: Mapping[str, Any]) -> None:
         """Raises Duplicate if others have these values."""
-        owners: dict[Any, str] = {}
-        select = SELECT_OWNER.format(table=_quote(self.standing), names=self._names)
+        select, owners = SELECT_OWNER.format(table=_quote(self.standing), columns=self._columns), dict[Any, str]()
         for id, row in rows.items():
             if row is not None:
-                others = datastore._read(select, row, tuple(rows))
-                if others or row in owners:
-                    other = others[0][0] if others else owners[row]
+                others = datastore._read(select, row, tuple(rows)) or [(owners.setdefault(row, id),)]
+                if (other := others[0][0]) != id:
                     raise Duplicate(f"unique index {self.table}: entity {other!r} already has {dict(zip(self.types, row))!r}",
                                     index=self, id=other)
-                owners[row] = id
 
 
-class _Catalogue(NamedTuple):
-    """What stands in the database."""
+class _Catalogue:
+    """What stands in the database: the guards, and {table: {column: (type, collation, the table's comment)}}."""
 
-    guards: list[str]
-    entities: bool
-    history: bool
-    indexes: dict[str, Index]
-    id_type: str                                                # an index's entity_id is of the same, or a join is slow
-    guarded: str                                                # what names the guard in a WHERE
-    delete: bytes                                               # DELETE_ENTITY, with what this database needs
-
-    def index_tables(self) -> set[str]:
-        """The names that they have now, also of those that are not populated yet."""
-        return {index.standing for index in self.indexes.values()}
+    def __init__(self, guards: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
+        self.guards, self.entities, self.history = guards, "entities" in columns, "entities_history" in columns
+        type_, collation, _ = columns.get("entities", {}).get("id", ("VARCHAR(36)", None, ""))
+        self.id_type = f"{type_} COLLATE {collation}" if collation else type_   # for each entity_id, too, or a join is slow
+        self.guarded = "".join([GUARDED.format(_quote(guard)) for guard in guards[:1]])
+        self.delete = (DELETE_ENTITY + EXACTLY.format("id") * (collation not in EXACT) + self.guarded).encode()
+        self.indexes: dict[str, Index] = {}
+        for table in sorted(columns.keys() - {"entities", "entities_history"}):
+            index = Index._standing(table, columns[table])
+            self.indexes.setdefault(index.table, index)         # a populated one, if another was late to create it
 
 
 class _Local(threading.local):
@@ -761,7 +753,7 @@ class Datastore:
         self._local, self._connections = _Local(), weakref.WeakSet[Any]()
         _stores.add(self)
         _watch_forks()
-        self._catalogue = _Catalogue([], False, False, {}, "VARCHAR(36)", "", b"")
+        self._catalogue = _Catalogue([], {})
         self._local.connection = self._open()                   # a wrong password is told at once, not tried again
         self._create_tables(history)
         for index in indexes:
@@ -908,15 +900,9 @@ class Datastore:
 
         populate: False leaves that to `index.populate`; till then a query raises NotPopulated. progress: as for tqdm.tqdm.
         """
-        self._names.add(index.table)
+        index.create(self)
         try:
-            index.create(self)
-        except Exception:                                       # another's table, perhaps: it is no index, and not to be touched
-            self._names.discard(index.table)
-            self._refresh()
-            raise
-        try:
-            if populate and self._catalogue.indexes[index.table].standing != index.table:
+            if populate and index._known(self).standing != index.table:
                 index.populate(self, progress=progress)
         except (TypeError, ValueError, Duplicate):              # the entities are not such that they could have it
             index.drop(self)
@@ -926,7 +912,6 @@ class Datastore:
     def remove_index(self, index: Index) -> None:
         """Drops the index's table, if it stands: what is not maintained must not stay and answer."""
         index.drop(self)
-        self._names.discard(index.table)
 
     def close(self) -> None:
         """Closes all connections; a call that another thread has under way fails, and so does any call after it."""
@@ -1092,18 +1077,18 @@ class Datastore:
     # The catalogue
 
     def _create_tables(self, history: bool) -> None:
-        if not self._refresh().entities:
-            self._create(CREATE_ENTITIES)
+        options = TABLE_OPTIONS[self._mariadb]
+        self._define(lambda standing: "" if standing.entities else CREATE_ENTITIES + options)
         if history and not self._catalogue.history:
-            self._create(CREATE_HISTORY)
+            self._define(lambda standing: "" if standing.history else CREATE_HISTORY + options)
             self._rename()                                      # so that programs which are running keep it, too
         if not self._catalogue.guards:
             with contextlib.suppress(Error):                    # who may create no table adds no index either
-                self._create(CREATE_GUARD.format(_guard_name()))
+                self._define(lambda standing: "" if standing.guards else CREATE_GUARD.format(os.urandom(8).hex()) + options)
 
     def _refresh(self) -> _Catalogue:
         """Reads what stands. The guard first: what is added later renames it, and a write that knows this name fails."""
-        named = "entities", "entities_history", *self._names, *(name + BUILDING for name in self._names)
+        named = "entities", "entities_history", *self._names
         for _ in range(100):                                    # MariaDB reads a directory, and may miss what is just renamed
             guards, rows = self._run(lambda lost: self._send(self._local.connection, self._bind(SELECT_GUARDS),
                                                              self._bind(SELECT_CATALOGUE, COMMENTS, named)))
@@ -1113,54 +1098,44 @@ class Datastore:
         columns: dict[str, dict[str, Any]] = {}
         for table, column, sql, collation, comment in rows:
             columns.setdefault(table, {})[column] = sql, collation, comment
-        guarded = "".join([GUARDED.format(_quote(guard)) for guard, in guards[:1]])
-        id_type, collation, _ = columns.get("entities", {}).get("id", ("VARCHAR(36)", None, ""))
-        id_type += f" CHARACTER SET {collation.split('_')[0]} COLLATE {collation}" if collation else ""
-        delete = DELETE_ENTITY + EXACTLY.format("id") * (collation not in EXACT) + guarded
-        indexes = [Index._standing(table, columns[table]) for table in sorted(columns.keys() - {"entities", "entities_history"})]
-        catalogue = self._catalogue = _Catalogue(
-            [guard for guard, in guards], "entities" in columns, "entities_history" in columns,
-            {index.table: index for index in indexes}, id_type, guarded, delete.encode())
+        catalogue = self._catalogue = _Catalogue([guard for guard, in guards], columns)
         return catalogue                                        # another thread's may be older
 
-    def _create(self, statement: str) -> None:
-        statement += TABLE_OPTIONS + str(EXACT[self._mariadb])
-        try:
-            self._define(statement)
-        except MySQLdb.Error as error:
-            if _code(error) in DENIED:
-                raise Error("a table is missing, and this account may not create it; its DBA can, by what follows (then, for an "
-                            "index, restart the programs that write, and populate it): "
-                            + statement.replace("%%", "%").replace(BUILDING + "`", "`", 1)) from error
-            if _code(error) != ER.TABLE_EXISTS_ERROR:
-                raise
-        self._refresh()
+    def _rename(self, index: Index | None = None, name: str = "") -> None:
+        """Renames the guard, which waits for the writes under way (Galera aborts them); later ones read the catalogue again.
 
-    def _rename(self, *tables: tuple[str, str]) -> None:
-        """Renames tables, those that stand, and the guard: waits for the writes under way (Galera aborts them); later ones read
-        the catalogue again."""
-        def attempt(lost: int) -> None:
-            pairs = [pair for pair in tables if pair[0] in self._refresh().index_tables()]
-            if pairs or not tables:
-                pairs += [(guard, _guard_name()) for guard in self._catalogue.guards]
-            names = ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs])
-            try:
-                for sql in [f"RENAME TABLE {names}", *[SETTLE] * self._galera] if pairs else []:
-                    self._send(self._local.connection, self._bind(sql))
-            except MySQLdb.Error as error:
-                if _code(error) != ER.TABLE_EXISTS_ERROR or {old for old, _ in tables} & self._refresh().index_tables():
-                    raise                                       # else another has just renamed them
-        self._check_outside()
-        self._run(attempt)
-        self._refresh()
+        With it, the table of an index that is not populated yet gets this name.
+        """
+        def statement(catalogue: _Catalogue) -> str:
+            pairs = [(guard, f"entities_guard_{os.urandom(8).hex()}") for guard in catalogue.guards]
+            if index:
+                standing = index._known(self).standing
+                if standing == index.table:
+                    return ""
+                pairs.append((standing, name))
+            names = ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs if old != new])
+            return f"RENAME TABLE {names}" if names else ""
+        self._define(statement)
 
-    def _check_outside(self) -> None:
+    def _define(self, statement: Callable[[_Catalogue], str]) -> None:
+        """Sends the statement that what stands calls for, "" for none. If another was faster, it looks again."""
         if self._local.depth:
             raise Error("an index cannot be added, populated or removed, nor a table made, inside a transaction(): do it outside")
 
-    def _define(self, sql: str) -> None:
-        self._check_outside()
-        self._run(lambda lost: self._send(self._local.connection, self._bind(sql)))
+        def attempt(lost: int) -> None:
+            if not (sql := statement(self._refresh())):
+                return
+            try:
+                for each in [sql, *[SETTLE] * (self._galera and sql.startswith("RENAME"))]:
+                    self._send(self._local.connection, self._bind(each))
+            except MySQLdb.Error as error:
+                if _code(error) not in DENIED or not sql.startswith("CREATE"):
+                    raise
+                raise Error("a table is missing, and this account may not create it; its DBA can, by what follows (then, for an "
+                            "index, restart the programs that write, and populate it): "
+                            + sql.replace("%%", "%").replace(BUILDING + "`", "`", 1)) from error
+            self._refresh()
+        self._run(attempt)
 
     # The one door to the driver
 
@@ -1204,7 +1179,8 @@ class Datastore:
                 code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
                 failed.append(code)
                 again = code in AGAIN and not begun and not self._closed and (
-                    len(failed) < 3 or time.monotonic() < end) and failed.count(ER.NO_SUCH_TABLE) < 9
+                    len(failed) < 3 or time.monotonic() < end) and (
+                    failed.count(code) < 9 or code not in (ER.NO_SUCH_TABLE, ER.TABLE_EXISTS_ERROR))
                 lost = (0 if begun else self._roll_back(local, error)) or lost
                 if lost and code is not None and (once or not again):
                     raise Unknown(code, NOT_KNOWN.format(error)) from error
@@ -1317,10 +1293,6 @@ def _code(error: BaseException) -> Any:
     if not isinstance(error, MySQLdb.Error) or isinstance(error, Unknown) or not error.args:
         return None
     return ER.LOCK_DEADLOCK if error.args[0] == ER.ERROR_DURING_COMMIT and "error 149" in str(error) else error.args[0]
-
-
-def _guard_name() -> str:
-    return f"entities_guard_{os.urandom(8).hex()}"
 
 
 def _overlapped(work: Callable[[T], int], batches: Iterable[tuple[T, bool]]) -> int:

@@ -163,6 +163,17 @@ def test_value_that_does_not_fit_names_index_property_value_and_remedy(
         index.get_all(store, value=slice(value, None))
 
 
+@pytest.mark.parametrize("name", ["id", "updated", "body", "added_id"])
+def test_property_may_be_called_as_a_column_of_entities(store: slim.Datastore, name: str) -> None:
+    store.put({"id": "x", name: "x"})
+    index = store.add_index(slim.Index("index_name", name, unique=True))
+    assert ids(index.get_all(store, **{name: "x"})) == ids(index.find(store, {name: slice("a", None)})) == ["x"]
+    assert index.populate(store) == 0
+    if name != "id":
+        with pytest.raises(slim.Duplicate, match="'x'"):
+            store.put({"id": "y", name: "x"})
+
+
 def test_property_that_the_index_does_not_have_is_a_clear_error(store: slim.Datastore, by_age: slim.Index) -> None:
     for asked in "x", slice(None, None), []:
         with pytest.raises(TypeError, match="index_age.*'name'.*user, age"):

@@ -120,6 +120,17 @@ def test_index_not_populated_answers_in_no_process_until_it_is(connect: dict[str
     assert wrong(connect) == []
 
 
+def test_index_created_late_by_a_process_that_looked_early_hides_no_populated_one(
+        connect: dict[str, Any], sql: Callable[..., Any]) -> None:
+    with slim.Datastore(**connect, indexes=[BY_USER]) as store:
+        sql(f"CREATE TABLE `{BY_USER.table}~` LIKE {BY_USER.table}")    # it saw that there was none, and was slow
+        with slim.Datastore(**connect) as other:
+            other.put({"id": "x", "user": "bob"})
+            assert BY_USER.get_all(store, user="bob") == BY_USER.get_all(other, user="bob") == [{"id": "x", "user": "bob"}]
+        store.remove_index(BY_USER)
+    assert not sql(f"SHOW TABLES LIKE '{BY_USER.table}%'")
+
+
 @pytest.mark.parametrize("call", [
     lambda store: store.put({"id": "a", "user": "ann"}),
     lambda store: store.put({"id": "a", "user": "ann"}, expect=store.get("a").version),
@@ -238,7 +249,7 @@ def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
 
         def late(*args: Any, **kwargs: Any) -> Any:             # it has locked the entity
             monkeypatch.undo()
-            for call in lambda: writer.put({"id": "e", "user": "ann"}), lambda: first._rename(("by_user~", "by_user")):
+            for call in lambda: writer.put({"id": "e", "user": "ann"}), lambda: first._rename(index, "by_user"):
                 others.append(pool.submit(call))
                 time.sleep(0.3)
             return apply(*args, **kwargs)

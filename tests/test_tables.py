@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import MySQLdb
 import pytest
-from server import Named
+from server import Named, Server
 
 import slim
 
@@ -142,6 +144,33 @@ def test_account_without_create_is_told_the_statement_for_what_is_missing(sql: S
         with pytest.raises(slim.Error, match="CREATE TABLE `index_user_id`"):
             store.add_index(slim.Index("index_user_id", "user_id"))
         assert store.get("x") == {"id": "x", "user_id": "bob"}
+
+
+def test_typed_tables_on_a_server_that_is_read_only_are_read_at_once(server: Named) -> None:
+    with Server(server.kind, ["--read-only=ON"]) as own:
+        with MySQLdb.connect(**own.connect, autocommit=True) as connection, connection.cursor() as cursor:
+            for statement in ("CREATE DATABASE app", "USE app", *OF_2009, "INSERT INTO entities (id, updated) VALUES ('x', NOW())",
+                              "CREATE USER 'reader'@'%' IDENTIFIED BY 'Pa55-word'", "GRANT ALL ON app.* TO 'reader'@'%'"):
+                cursor.execute(statement)
+        begun = time.monotonic()
+        more = {} if own.kind == "mariadb" else {"ssl_mode": "PREFERRED"}       # for the password
+        with slim.Datastore(**{**own.connect, "user": "reader", "password": "Pa55-word", "database": "app", **more}) as store:
+            assert len(store) == 1
+        assert time.monotonic() - begun < slim.RETRY_SECONDS / 2        # its guard cannot be made, however often that is tried
+
+
+def test_typed_index_without_a_comment_is_used_as_it_is_by_who_names_it(connect: dict[str, Any], sql: Sql) -> None:
+    by_user = slim.Index("hand", "user")
+    sql("CREATE TABLE hand (user VARCHAR(191) NOT NULL, entity_id VARCHAR(36) NOT NULL UNIQUE, PRIMARY KEY (user, entity_id))")
+    with slim.Datastore(**connect) as store:
+        by_user.create(store)
+        store.put({"id": "x", "user": "bob"})
+        assert by_user.get_all(store, user="bob") == [{"id": "x", "user": "bob"}]
+        with pytest.raises(ValueError, match="hand"):
+            store.add_index(slim.Index("hand", "town"))         # which takes nothing from the one that stands
+        store.put({"id": "y", "user": "bob"})
+        assert by_user.count(store, user="bob") == 2
+    assert tables(sql) == {"entities", "entities_guard_…", "hand"}
 
 
 def test_other_tables_are_not_touched(connect: dict[str, Any], sql: Sql) -> None:
