@@ -81,7 +81,6 @@ LEVEL = 1                           # of zlib: at 300 bytes all are within 1 %; 
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
 CLOSED = "this Datastore is closed; open another"
 NOT_KNOWN = "the connection was lost; whether the write was done is not known: {}"
-DOOMED = "the transaction is rolled back, as a call inside it failed: leave it, and begin again"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
 ORPHAN = None, None, True           # the version and row of an entity that is not there, but whose row may be
@@ -143,6 +142,8 @@ class Untrusted(Corrupt):
 class Unknown(Error, MySQLdb.OperationalError):
     """The connection was lost during COMMIT: whether the write was done is not known. Read, then decide."""
 
+    thread: int                         # of the server: it may be at work still
+
 
 # SQL by name. Identifiers are quoted into {}, values are bound to %s, always.
 SESSION = (b"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
@@ -162,7 +163,7 @@ CREATE_GUARD = "CREATE TABLE entities_guard_{} (id TINYINT NOT NULL PRIMARY KEY)
 # not asked. A statement that claims the table which every write changes lets none by that began before.
 SETTLE = "ANALYZE TABLE entities"
 CREATE_INDEX = "CREATE TABLE {table} ({columns}, entity_id {id} NOT NULL UNIQUE, PRIMARY KEY ({key}){more}) COMMENT='{comment}'"
-SELECT_AT_WORK = """SELECT COUNT(*) FROM {}_schema.processlist
+SELECT_AT_WORK = """SELECT id FROM {}_schema.processlist
  WHERE id = %s AND id <> CONNECTION_ID() AND command <> 'Sleep'"""       # a server that was started again counts anew
 SELECT_GUARDS = "SHOW TABLES LIKE 'entities\\_guard\\_%%'"
 SELECT_CATALOGUE = """SELECT table_name, column_name, column_type, collation_name, table_comment
@@ -172,7 +173,7 @@ SELECT_ENTITY = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s
 SELECT_PAGE = "SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"
 SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities WHERE added_id < %s ORDER BY added_id DESC LIMIT %s"
 SELECT_HISTORY = "SELECT added_id, id, updated, body FROM entities_history WHERE id IN %s ORDER BY number DESC"
-SELECT_RECENT = "SELECT id, body FROM entities WHERE id IN %s AND updated >= NOW() - INTERVAL %s SECOND"
+SELECT_RECENT = "SELECT id, IF(updated >= NOW() - INTERVAL %s SECOND, body, '') FROM entities WHERE id IN %s"
 SELECT_VERSION = "SELECT id, added_id FROM entities WHERE id IN %s"
 SELECT_STAMP = "SELECT added_id, updated FROM entities WHERE id IN %s"
 SELECT_COUNT = "SELECT COUNT(*), COALESCE(MAX(added_id), 0) FROM entities"
@@ -631,7 +632,7 @@ class Index:
 
     def _read(self, datastore: Datastore, select: str, *args: Any, populated: bool = False, **parts: str) -> Any:
         """Rows of a statement on the table that stands."""
-        def attempt(lost: int) -> Any:
+        def attempt(lost: bool) -> Any:
             table = _quote(self._known(datastore, populated).standing)
             return datastore._ask(select.format(table=table, columns=self._columns, **parts), *args)
         return datastore._run(attempt)
@@ -663,7 +664,7 @@ class Index:
         ids, versions = tuple(wanted), [version or 0 for version, _, _ in wanted.values()]
         bounds, tries = (min(versions), max(versions)), iter([not any(had for _, _, had in wanted.values())])
 
-        def attempt(lost: int) -> int:
+        def attempt(lost: bool) -> int:
             fresh, known, bind = next(tries, False), self._known(datastore), datastore._bind
             lock = [datastore._locking(SELECT_RANGE, *bounds) if bounds[1] - bounds[0] < 8 * len(ids) else
                     datastore._locking(SELECT_VERSION, ids)]
@@ -730,8 +731,7 @@ class _Local(threading.local):
     connection: Connection = None
     depth = 0                                                   # of transaction()
     open = False                                                # a transaction is begun on the connection
-    doomed = False                                              # a call in transaction() failed: no way but back
-    committing = False                                          # a packet was sent that ends with COMMIT
+    doomed = False                                              # a packet of it failed, or a block in it: no way but back
 
 
 class Datastore:
@@ -823,9 +823,7 @@ class Datastore:
         the connection was lost in COMMIT, and what `put` raises.
         """
         _check_id(id)
-        while (entity := self._run(lambda lost: self._try_update(id, change, default), once=True)) is None:
-            pass                                                # there was none, and another has put one meanwhile
-        return entity
+        return self._run(lambda lost: self._try_update(id, change, default), once=True)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -839,18 +837,16 @@ class Datastore:
         local.depth += 1
         try:
             yield
-            if local.doomed:
-                raise Error(DOOMED)
-            if local.depth == 1 and local.open and local is self._local:    # not in a child that was forked inside
+            if local.depth == 1 and (local.open or local.doomed) and local is self._local:  # not in a child forked inside
                 self._transact(commit=True)
-        except BaseException as error:
+        except BaseException:
             local.doomed = True
-            if local.depth == 1 and self._roll_back(local, error):
-                raise Unknown(_code(error), NOT_KNOWN.format(error)) from error
             raise
         finally:
             local.depth -= 1
-            local.doomed = local.doomed and local.depth > 0
+            if not local.depth:
+                self._roll_back(local)
+                local.doomed = False
 
     def scan(self, *, progress: Progress | None = None) -> Iterator[Entity]:
         """Every entity as of now, oldest put first, in pages, on a connection of its own: put and delete meanwhile.
@@ -944,9 +940,12 @@ class Datastore:
         return entity._stamped(version, updated)
 
     def _scan(self, connection: Connection) -> Iterator[Entity]:
-        with contextlib.closing(connection):
+        try:
             yield from map(self._entity, _pages(
                 lambda after, size: self._send(connection, (SELECT_PAGE % (after, size)).encode())[0]))
+        finally:
+            if connection.open:
+                connection.close()
 
     # Writing: one packet of several statements is one transaction. The server stops at the first that fails.
 
@@ -972,30 +971,27 @@ class Datastore:
         self._write(changes)
         return count
 
-    def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity | None:
+    def _try_update(self, id: str, change: Callable[[Entity], Any], default: Any) -> Entity:
         local, begun = self._local, self._local.open
-        stored = [self._entity(row) for row in self._transact(self._locking(SELECT_ENTITY, [id]), commit=False)[0] if row[1] == id]
-        if not stored and default is None:
-            raise KeyError(id)
-        entity = stored[0] if stored else Entity({**copy.deepcopy(default), "id": id})
         local.depth += 1                                        # what change calls joins in
         try:
+            stored = [self._entity(row) for row in self._transact(self._locking(SELECT_ENTITY, [id]))[0] if row[1] == id]
+            if not stored and default is None:
+                raise KeyError(id)
+            entity = stored[0] if stored else Entity({**copy.deepcopy(default), "id": id})
             change(entity)
         finally:
             local.depth -= 1
-        if local.doomed:
-            raise Error(DOOMED)
         if entity.get("id") != id:
             raise ValueError(f"change made {reprlib.repr(entity.get('id'))} of the id {id!r}; put that as an entity of its own")
         _, *changed = self._prepare(entity)
         try:
             return entity._stamped(*self._write({id: changed}, None if stored else 0, stamp=True)[-1][0])
-        except Conflict as error:
+        except Conflict as error:                               # there was none, and another has put one meanwhile
             if begun:                                           # what change has put besides is not undone by itself
                 local.doomed = True
                 raise
-            self._roll_back(local, error)
-            return None
+            raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, str(error)) from error     # so that it is tried again
 
     def _write(self, changes: Mapping[str, Any], expect: int | None = None, *, erase: bool = False, stamp: bool = False) -> Any:
         """Deletes entities, inserts those that have a body, and rewrites all their index rows: one packet, one transaction.
@@ -1007,11 +1003,12 @@ class Datastore:
             raise TypeError(f"expect is the version of an entity, or 0 for none, not {reprlib.repr(expect)}")
         begun, bodies = time.monotonic(), {id: body for id, (_, body, _) in changes.items() if body is not None}
 
-        def attempt(lost: int) -> Any:
-            if lost and bodies and self._is_done(bodies, time.monotonic() - begun):
+        def attempt(lost: bool) -> Any:
+            # If what was cut off stands, once more would be a version more; an older version may be the same, so only new ones
+            # count. Where another has put over it that cannot be told.
+            if lost and bodies.items() == {*self._read(SELECT_RECENT, int(time.monotonic() - begun) + 2, tuple(changes))}:
                 return []
-            catalogue, connection = self._catalogue, self._local.connection
-            quoted = self._quoted(changes)
+            catalogue, connection, quoted = self._catalogue, self._local.connection, self._quoted(changes)
             packet = [catalogue.delete % {b"ids": _listed(quoted)}]
             if expect is not None:
                 packet[0] += b" AND added_id = %d" % expect
@@ -1025,12 +1022,7 @@ class Datastore:
             rows = {index: {id: whole and index._row(whole) for id, (whole, _, _) in changes.items()}
                     for index in catalogue.indexes.values()}
             fresh = not lost and all(whole is not entity for whole, _, entity in changes.values())  # ids made for this write
-            try:
-                return self._apply(packet, quoted, rows, [self._bind(SELECT_STAMP, tuple(quoted))] if stamp else [], fresh, expect)
-            except KeyError:
-                if lost:                                        # the try that was cut off has deleted it
-                    return []
-                raise
+            return self._apply(packet, quoted, rows, [self._bind(SELECT_STAMP, tuple(quoted))] if stamp else [], fresh, expect)
         rows = self._run(attempt, once=expect is not None)
         for id in bodies:
             changes[id][2]["id"] = id
@@ -1051,28 +1043,25 @@ class Datastore:
                 self._explain(error, tuple(quoted), rows, expect)
             raise
 
-    def _is_done(self, bodies: Mapping[str, bytes], seconds: float) -> bool:
-        """Whether a write whose COMMIT was lost stands, so that once more would be a version more. Where another has put over it
-        that cannot be told, as an older version may have been the same."""
-        return bodies.items() <= {*self._read(SELECT_RECENT, tuple(bodies), int(seconds) + 2)}
-
     def _explain(self, error: MySQLdb.Error, ids: Sequence[str], rows: Mapping[Index, Any], expect: int | None) -> None:
-        if not self._local.depth:
-            self._roll_back(self._local, error)
-        if expect is not None:
-            found = dict(self._read(SELECT_VERSION, ids)).get(ids[0], 0)
-            if found != expect:
-                raise Conflict(f"entity {ids[0]!r}: version {expect} was expected, {found} is current (0: none); get it, decide "
-                               "again", id=ids[0], expected=expect, found=found)
+        local = self._local
+        if not local.depth:
+            self._roll_back(local)
+        stored = dict(self._read(SELECT_VERSION, ids))
+        found = stored.get(ids[0], 0)
+        if expect is not None and found != expect:
+            local.doomed = False                                # the packet has changed nothing
+            raise Conflict(f"entity {ids[0]!r}: version {expect} was expected, {found} is current (0: none); get it, decide "
+                           "again", id=ids[0], expected=expect, found=found)
+        if _code(error) == ER.SUBQUERY_NO_1_ROW and not expect:
+            local.doomed = False
+            raise KeyError(ids[0])
         for index in rows:
             if index.unique:
                 index._explain(self, rows[index])
-        if _code(error) == ER.SUBQUERY_NO_1_ROW and not expect:
-            raise KeyError(ids[0])
-        for id, _ in self._read(SELECT_VERSION, ids):
-            if id not in ids:
-                raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
-                            f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}") from error
+        for id in stored.keys() - set(ids):
+            raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
+                        f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}") from error
 
     # The catalogue
 
@@ -1122,7 +1111,7 @@ class Datastore:
         if self._local.depth:
             raise Error("an index cannot be added, populated or removed, nor a table made, inside a transaction(): do it outside")
 
-        def attempt(lost: int) -> None:
+        def attempt(lost: bool) -> None:
             if not (sql := statement(self._refresh())):
                 return
             try:
@@ -1157,55 +1146,46 @@ class Datastore:
     def _read(self, sql: str, *args: Any) -> Any:
         return self._run(lambda lost: self._ask(sql, *args))
 
-    def _run(self, attempt: Callable[[int], T], *, once: bool = False) -> T:
+    def _run(self, attempt: Callable[[bool], T], *, once: bool = False) -> T:
         """Calls attempt(lost) till it goes through: the one place that tries again. Never what began in an earlier call.
 
-        lost: the server's thread of a try that was cut off in its COMMIT, so that it may have been done, else 0; `once`: then
-        Unknown is raised.
+        lost: whether a try was cut off in its COMMIT, so that it may have been done; `once`: then Unknown is raised.
         """
-        local, lost, pause, end = self._local, 0, 0.001, 0.0
+        local, begun, doomed, end = self._local, self._local.open, self._local.doomed, 0.0
         failed: list[Any] = []                                  # their codes
-        begun = local.open
+        unknown: Unknown | None = None                          # the latest try that was cut off in its COMMIT
         while True:
-            if local.doomed:
-                raise Error(DOOMED)
             try:
-                if local.connection is None or self._closed:
+                if self._closed or not (begun or local.connection and local.connection.open):
                     local.connection = self._open()
-                if lost:
-                    self._outlive(lost, end)
-                return attempt(lost)
+                # Its thread may be waiting for a lock still, and commit. MySQL's other processlist fails on bytes.
+                if unknown and self._ask(SELECT_AT_WORK.format(("performance", "information")[self._mariadb]), unknown.thread):
+                    raise MySQLdb.OperationalError(ER.LOCK_WAIT_TIMEOUT, "the server is still at work on what was cut off")
+                return attempt(unknown is not None)
             except BaseException as error:
-                code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
-                failed.append(code)
-                again = code in AGAIN and not begun and not self._closed and (
+                failed.append(code := _code(error))
+                end = end or time.monotonic() + RETRY_SECONDS
+                unknown = error if isinstance(error, Unknown) else unknown
+                if not begun:
+                    self._roll_back(local)
+                again = code in AGAIN and not begun and not self._closed and not (once and unknown) and (
                     len(failed) < 3 or time.monotonic() < end) and (
                     failed.count(code) < 9 or code not in (ER.NO_SUCH_TABLE, ER.TABLE_EXISTS_ERROR))
-                lost = (0 if begun else self._roll_back(local, error)) or lost
-                if lost and code is not None and (once or not again):
-                    raise Unknown(code, NOT_KNOWN.format(error)) from error
+                local.doomed = doomed if again else local.depth > 0 and (local.doomed or code is not None)
+                if unknown and code is not None and not again:
+                    raise unknown from unknown.__cause__
                 if not again:
-                    local.doomed = local.depth > 0 and (local.doomed or code is not None or isinstance(error, Duplicate)
-                                                        or not isinstance(error, Exception))
                     raise
-                local.doomed = False                            # if a call inside was, it is undone, and made again
                 if code == ER.NO_SUCH_TABLE:                    # the guard was renamed: there are other indexes than we knew
                     self._refresh()
-            time.sleep(random.uniform(0, pause))
-            pause = min(2 * pause, 1)
+            time.sleep(random.uniform(0, min(1, 0.001 * 2 ** len(failed))))
 
-    def _outlive(self, thread: int, end: float) -> None:
-        """Waits until the server has ended a thread whose connection was lost: it may be waiting for a lock still, and commit."""
-        select = SELECT_AT_WORK.format(("performance", "information")[self._mariadb])   # MySQL's other one fails on bytes
-        while self._ask(select, thread)[0][0]:
-            if time.monotonic() > end:
-                raise Unknown(CR.SERVER_LOST, NOT_KNOWN.format("the server is still at work on it"))
-            time.sleep(0.01)
-
-    def _transact(self, *statements: bytes, commit: bool | None = None) -> list[Any]:
-        """Sends a packet of a transaction: its begin, if it is the first, and the COMMIT; None: unless this is in a block."""
+    def _transact(self, *statements: bytes, commit: bool = False) -> list[Any]:
+        """Sends a packet of a transaction: its begin, if it is the first, and the COMMIT, unless this is in a block."""
         local = self._local
-        commit = not local.depth if commit is None else commit
+        if local.doomed:
+            raise Error("the transaction is rolled back, as a call inside it failed: leave it, and begin again")
+        commit = commit or not local.depth
         packet = [*[b"START TRANSACTION"] * (not local.open), *statements, *[b"COMMIT"] * commit]
         if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
             raise ValueError(f"this write needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
@@ -1213,49 +1193,43 @@ class Datastore:
         if self._mariadb:                                       # one statement: between two, Galera may roll back and run the rest
             results = 1 + sum([statement.startswith(b"SELECT") for statement in packet])
             packet = [b"BEGIN NOT ATOMIC " + b";".join(packet) + b";END"]
-        local.open, local.committing = True, commit
-        rows = self._send(local.connection, *packet, results=results)
-        local.open, local.committing = not commit, False
+        thread, local.open, local.doomed = local.connection.thread_id(), True, True
+        try:
+            rows = self._send(local.connection, *packet, results=results)
+        except MySQLdb.Error as error:
+            if commit and _code(error) in LOST:
+                raise Unknown(_code(error), NOT_KNOWN.format(error), thread=thread) from error
+            raise
+        local.open, local.doomed = not commit, False
         return rows
 
-    def _roll_back(self, local: _Local, error: BaseException) -> int:
-        """Leaves no transaction open behind a failure; a connection in doubt is not used again. Returns the server's thread of a
-        COMMIT that was cut off, so that it may have been done, else 0."""
-        begun, connection, committing = local.open, local.connection, local.committing
-        local.open = local.committing = False
-        with contextlib.suppress(MySQLdb.Error):                # the failure that brought us here is the one to tell
-            if isinstance(error, Exception) and _code(error) not in LOST:
-                if begun:
-                    self._send(connection, b"ROLLBACK")
-                return 0
-        thread = connection.thread_id() if committing and _code(error) in LOST else 0
-        local.connection = None
-        with contextlib.suppress(MySQLdb.Error, AttributeError):
-            connection.close()
-        return int(thread)
+    def _roll_back(self, local: _Local) -> None:
+        """Leaves no transaction open behind a failure."""
+        if local.open:
+            connection, local.connection, local.open = local.connection, None, False
+            with contextlib.suppress(MySQLdb.Error):            # the failure that brought us here is the one to tell
+                self._send(connection, b"ROLLBACK")
+                local.connection = connection                   # one in doubt is not used again
 
     def _send(self, connection: Connection, *statements: bytes, results: int = 0) -> list[Any]:
         """One round trip. Returns the rows of each statement that has some; an error ends the packet."""
-        rows, count = [], 0
+        rows, count, more = [], 0, 0
         try:
             connection.query(b";".join(statements))
             with contextlib.suppress(UnicodeDecodeError):       # the driver says nothing of a result that was cut off
-                while True:
+                while more == 0:
                     result = connection.store_result()
                     if result is not None:
                         rows.append(result.fetch_row(0))
                     elif connection.field_count():
                         break
-                    count += 1
-                    if connection.next_result() == -1:
-                        break
-        except MySQLdb.Error:
+                    count, more = count + 1, connection.next_result()
+            if count != (results or len(statements)):
+                raise MySQLdb.OperationalError(CR.SERVER_LOST, "Lost connection to server in the middle of a result")
+        except BaseException as error:
+            if connection.open and (_code(error) in LOST or not isinstance(error, MySQLdb.Error)):
+                connection.close()                              # a signal handler's, too: the answer is not read
             raise
-        except BaseException:                                   # a signal handler's: the answer is not read
-            connection.close()
-            raise
-        if count != (results or len(statements)):
-            raise MySQLdb.OperationalError(CR.SERVER_LOST, "Lost connection to server in the middle of a result")
         return rows
 
     def _open(self) -> Connection:
@@ -1289,8 +1263,8 @@ def _forget_connections() -> None:
 
 
 def _code(error: BaseException) -> Any:
-    """The number of a driver's error; None for others, and for Unknown. Group Replication calls some deadlocks 1180."""
-    if not isinstance(error, MySQLdb.Error) or isinstance(error, Unknown) or not error.args:
+    """The number of a driver's error, None for others. Group Replication calls some deadlocks 1180."""
+    if not isinstance(error, MySQLdb.Error) or not error.args:
         return None
     return ER.LOCK_DEADLOCK if error.args[0] == ER.ERROR_DURING_COMMIT and "error 149" in str(error) else error.args[0]
 
