@@ -155,7 +155,7 @@ TABLE_OPTIONS = [f" ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}" f
 CREATE_ENTITIES = """CREATE TABLE entities (
  added_id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, id VARCHAR(36) NOT NULL,
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, UNIQUE KEY (id), KEY (updated))"""
-CREATE_HISTORY = """CREATE TABLE entities_history (
+CREATE_HISTORY = """CREATE TABLE IF NOT EXISTS `entities_history~` (
  id VARCHAR(36) NOT NULL, number BIGINT UNSIGNED NOT NULL, added_id BIGINT UNSIGNED NOT NULL,
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
 CREATE_GUARD = "CREATE TABLE entities_guard_{} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
@@ -218,9 +218,11 @@ class Entity(dict[Any, Any]):
 def _object(cls: Any, args: Sequence[Any], state: Any) -> Any:
     """An application's object. Pickle has opcodes for it, NEWOBJ and BUILD, by which a body could alter a class, too."""
     value = cls.__new__(cls, *args)
+    if state is None or isinstance(value, enum.Enum):           # an enum's member is the process's own
+        return value
     if hasattr(cls, "__setstate__"):
         value.__setstate__(state)
-    elif state is not None and not isinstance(value, enum.Enum):        # an enum's member is the process's own
+    else:
         attributes, slots = state if isinstance(state, tuple) else (state, {})
         if attributes:
             vars(value).update(attributes)
@@ -552,11 +554,13 @@ class Index:
         progress: anything called as tqdm.tqdm is. Returns the number of rows it had to change: 0, all was right.
         Raises TypeError, ValueError or Duplicate for an entity that the index cannot have, with its id.
         """
-        datastore._rename(self, self.table + BUILDING)          # from here on every writer knows the table, or fails
+        def rename(*tables: tuple[str, str]) -> None:
+            datastore._define(lambda standing: standing.renaming(*tables) if self._known(datastore).standing != self.table else "")
+        rename()                                                # from here on every writer knows the table, or fails
         wrong, most = self._wrong(datastore, progress), min(BATCH, datastore._max_packet >> 12)  # a row has less than 4 kB
         batches = iter(lambda: dict(itertools.islice(wrong, most)), {})
         changed = _overlapped(functools.partial(self._rewrite, datastore), ((batch, True) for batch in batches))
-        datastore._rename(self, self.table)
+        rename((self.table + BUILDING, self.table))
         return changed
 
     def create(self, datastore: Datastore) -> None:
@@ -582,7 +586,7 @@ class Index:
     def drop(self, datastore: Datastore) -> None:
         """Drops the table, if it stands, and is an index that the datastore maintains."""
         if self.table in datastore._refresh().indexes:
-            datastore._rename()                                 # waits for transactions that know the table
+            datastore._define(_Catalogue.renaming)              # waits for transactions that know the table
             datastore._define(lambda _: f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
         datastore._names.discard(self.table)
 
@@ -725,6 +729,12 @@ class _Catalogue:
         for table in sorted(columns.keys() - {"entities", "entities_history"}):
             index = Index._standing(table, columns[table])
             self.indexes.setdefault(index.table, index)         # a populated one, if another was late to create it
+
+    def renaming(self, *tables: tuple[str, str]) -> str:
+        """A statement that renames tables and the guard, "" where there is none. It waits for the writes under way (Galera
+        aborts them); later ones read the catalogue again."""
+        pairs = [*tables, *((guard, f"entities_guard_{os.urandom(8).hex()}") for guard in self.guards)]
+        return "RENAME TABLE " * bool(pairs) + ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs])
 
 
 class _Local(threading.local):
@@ -1068,9 +1078,9 @@ class Datastore:
     def _create_tables(self, history: bool) -> None:
         options = TABLE_OPTIONS[self._mariadb]
         self._define(lambda standing: "" if standing.entities else CREATE_ENTITIES + options)
-        if history and not self._catalogue.history:
+        if history and not self._catalogue.history:             # renamed with the guard: programs that are running keep it, too
             self._define(lambda standing: "" if standing.history else CREATE_HISTORY + options)
-            self._rename()                                      # so that programs which are running keep it, too
+            self._define(lambda standing: "" if standing.history else standing.renaming(("entities_history~", "entities_history")))
         if not self._catalogue.guards:
             with contextlib.suppress(Error):                    # who may create no table adds no index either
                 self._define(lambda standing: "" if standing.guards else CREATE_GUARD.format(os.urandom(8).hex()) + options)
@@ -1089,22 +1099,6 @@ class Datastore:
             columns.setdefault(table, {})[column] = sql, collation, comment
         catalogue = self._catalogue = _Catalogue([guard for guard, in guards], columns)
         return catalogue                                        # another thread's may be older
-
-    def _rename(self, index: Index | None = None, name: str = "") -> None:
-        """Renames the guard, which waits for the writes under way (Galera aborts them); later ones read the catalogue again.
-
-        With it, the table of an index that is not populated yet gets this name.
-        """
-        def statement(catalogue: _Catalogue) -> str:
-            pairs = [(guard, f"entities_guard_{os.urandom(8).hex()}") for guard in catalogue.guards]
-            if index:
-                standing = index._known(self).standing
-                if standing == index.table:
-                    return ""
-                pairs.append((standing, name))
-            names = ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs if old != new])
-            return f"RENAME TABLE {names}" if names else ""
-        self._define(statement)
 
     def _define(self, statement: Callable[[_Catalogue], str]) -> None:
         """Sends the statement that what stands calls for, "" for none. If another was faster, it looks again."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -221,6 +222,33 @@ def test_history_switched_on_is_kept_by_those_who_were_running(connect: dict[str
     assert wrong(connect) == []
 
 
+def test_history_is_kept_by_all_or_none_wherever_who_switches_it_on_dies(
+        connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with slim.Datastore(**connect) as running:
+        send, last = slim.Datastore._send, 0
+        for last in itertools.count():
+            left = iter(range(last))
+
+            def dies(*args: Any, **kwargs: Any) -> Any:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return send(*args, **kwargs)
+
+            monkeypatch.setattr(slim.Datastore, "_send", dies)
+            with contextlib.suppress(KeyboardInterrupt):
+                slim.Datastore(**connect, history=True)
+            over = next(left, None) is not None
+            monkeypatch.undo()
+            running.put({"id": "a", "n": last})
+            with slim.Datastore(**connect) as other:
+                if other._catalogue.history:
+                    assert other.history("a") and other.history("a")[0]["n"] == last
+            if over:
+                break
+        assert last > 5 and running.history("a")
+    assert wrong(connect) == []
+
+
 def test_progress_sees_every_entity_and_their_number(store: slim.Datastore) -> None:
     store.put_many({"user": "bob"} for _ in range(250))
     seen: list[Any] = []
@@ -249,7 +277,8 @@ def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
 
         def late(*args: Any, **kwargs: Any) -> Any:             # it has locked the entity
             monkeypatch.undo()
-            for call in lambda: writer.put({"id": "e", "user": "ann"}), lambda: first._rename(index, "by_user"):
+            for call in (lambda: writer.put({"id": "e", "user": "ann"}),
+                         lambda: first._define(lambda standing: standing.renaming(("by_user~", "by_user")))):
                 others.append(pool.submit(call))
                 time.sleep(0.3)
             return apply(*args, **kwargs)

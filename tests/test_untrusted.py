@@ -88,6 +88,13 @@ class Loaded:
 APPLICATION: list[Any] = [Point(1, 2), Frozen(1), Slotted(1), Pair(1, 2), Color.RED, Access.READ | Access.WRITE, Outer.Inner(1)]
 
 
+class Stateful:
+    """An application's class that pickle does not call to set no state."""
+
+    def __setstate__(self, state: Any) -> None:
+        vars(self).update(state)
+
+
 def text(value: str) -> bytes:
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
@@ -357,6 +364,10 @@ def test_body_alters_no_member_of_an_allowed_enum(member: bytes, state: bytes) -
         assert Color.RED.value == 1
     finally:
         Color.RED._value_ = 1
+
+
+def test_object_without_state_is_read_as_pickle_reads_it() -> None:
+    assert type(slim.decode(slim.encode({"x": Stateful()}, [Stateful]), [Stateful])["x"]) is Stateful
 
 
 @pytest.mark.parametrize("cls", [Point, Pair, Color, Slotted], ids=lambda cls: cls.__name__)
