@@ -229,7 +229,7 @@ def test_history_is_kept_by_all_or_none_wherever_who_switches_it_on_dies(
         for last in itertools.count():
             left = iter(range(last))
 
-            def dies(*args: Any, **kwargs: Any) -> Any:
+            def dies(*args: Any, left: Iterator[int] = left, **kwargs: Any) -> Any:
                 if next(left, None) is None:
                     raise KeyboardInterrupt
                 return send(*args, **kwargs)
