@@ -84,6 +84,7 @@ NOT_KNOWN = "the connection was lost; whether the write was done is not known: {
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
 ORPHAN = None, None, True           # the version and row of an entity that is not there, but whose row may be
+DROPS = 23                          # characters of a guard's name that tell whether an index was dropped
 BUILDING = "~"                      # ends the name of an index table that is not populated yet
 COMMENTS = "slim index", "slim unique index"    # by its comment an index table is known
 
@@ -95,6 +96,7 @@ LOST = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, CR.SERVER
 # inserting one id. SUBQUERY_NO_1_ROW: CHECK_DELETED found none. TABLE_EXISTS_ERROR: another was faster to create it.
 AGAIN = LOST | {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.DUP_ENTRY, ER.SUBQUERY_NO_1_ROW, ER.NO_SUCH_TABLE,
                 ER.TABLE_EXISTS_ERROR, 3101, 8002, 8022}
+REFUSED = {ER.OPTION_PREVENTS_STATEMENT, 1836, 4031}            # of LOST, those by which nothing was done
 DENIED = {ER.DBACCESS_DENIED_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.SPECIFIC_ACCESS_DENIED_ERROR, ER.OPTION_PREVENTS_STATEMENT}
 
 T = TypeVar("T")
@@ -158,7 +160,7 @@ CREATE_ENTITIES = """CREATE TABLE entities (
 CREATE_HISTORY = """CREATE TABLE IF NOT EXISTS `entities_history~` (
  id VARCHAR(36) NOT NULL, number BIGINT UNSIGNED NOT NULL, added_id BIGINT UNSIGNED NOT NULL,
  updated TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, body MEDIUMBLOB, PRIMARY KEY (id, number))"""
-CREATE_GUARD = "CREATE TABLE entities_guard_{} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
+CREATE_GUARD = "CREATE TABLE {} (id TINYINT NOT NULL PRIMARY KEY) COMMENT='slim guard'"
 # On Galera a write that was sent to the other nodes before the guard was renamed, and comes after it, is replayed, its guard
 # not asked. A statement that claims the table which every write changes lets none by that began before.
 SETTLE = "ANALYZE TABLE entities"
@@ -167,8 +169,9 @@ SELECT_AT_WORK = """SELECT id FROM {}_schema.processlist
  WHERE id = %s AND id <> CONNECTION_ID() AND command <> 'Sleep'"""       # a server that was started again counts anew
 SELECT_GUARDS = "SHOW TABLES LIKE 'entities\\_guard\\_%%'"
 SELECT_CATALOGUE = """SELECT table_name, column_name, column_type, collation_name, table_comment
- FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
- WHERE table_schema = DATABASE() AND (table_comment IN %s OR table_name IN %s) ORDER BY table_name, ordinal_position"""
+ FROM information_schema.columns AS c JOIN information_schema.tables AS t USING (table_schema, table_name)
+ WHERE table_schema = DATABASE() AND CAST(c.table_name AS BINARY) = CAST(t.table_name AS BINARY)
+  AND (table_comment IN %s OR CAST(table_name AS BINARY) IN %s) ORDER BY table_name, ordinal_position"""
 SELECT_ENTITY = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 SELECT_PAGE = "SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"
 SELECT_NEWEST = "SELECT added_id, id, updated, body FROM entities WHERE added_id < %s ORDER BY added_id DESC LIMIT %s"
@@ -442,7 +445,8 @@ class _Column:
     def __init__(self, declared: Any) -> None:
         self.sql = next((sql for cls, sql in SQL_TYPES.items() if cls is declared), str(declared))
         parts = re.fullmatch(r"(\w+) *(?:\( *(\d+) *(?:, *(\d+) *)?\))?( +unsigned)?", self.sql.lower())
-        if not parts or parts[1] not in _PYTHON or not parts[2] and _PYTHON[parts[1]] in (str, bytes, Decimal):
+        if not parts or parts[1] not in _PYTHON or not parts[2] and _PYTHON[parts[1]] in (str, bytes, Decimal) or (
+                parts[3] and parts[1] != "decimal" or parts[4] and parts[1] not in _BITS):      # it would round, or refuse
             raise TypeError(f"{declared!r} is no type for a property; take one of {', '.join(cls.__name__ for cls in SQL_TYPES)}, "
                             f"or as a string one of {', '.join(_PYTHON)}, with its size")
         self.name, self.size, self.scale = parts[1], int(parts[2] or 0), int(parts[3] or 0)
@@ -545,8 +549,8 @@ class Index:
 
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
         """Rewrites the row of an entity in this index, as it is stored. `Datastore.put` does it for all indexes."""
-        stored = datastore.get(id := _check_id(entity.get("id")))
-        self._rewrite(datastore, {id: (stored.version, self._row(stored), True) if stored else ORPHAN})
+        stored, known = datastore.get(id := _check_id(entity.get("id"))), self._known(datastore)
+        known._rewrite(datastore, {id: (stored.version, known._row(stored), True) if stored else ORPHAN})
 
     def populate(self, datastore: Datastore, *, progress: Progress | None = None) -> int:
         """Makes the table agree with the entities exactly, while readers and writers go on; stop it and run it at any time.
@@ -554,14 +558,22 @@ class Index:
         progress: anything called as tqdm.tqdm is. Returns the number of rows it had to change: 0, all was right.
         Raises TypeError, ValueError or Duplicate for an entity that the index cannot have, with its id.
         """
-        def rename(*tables: tuple[str, str]) -> None:
-            datastore._define(lambda standing: standing.renaming(*tables) if self._known(datastore).standing != self.table else "")
-        rename()                                                # from here on every writer knows the table, or fails
-        wrong, most = self._wrong(datastore, progress), min(BATCH, datastore._max_packet >> 12)  # a row has less than 4 kB
-        batches = iter(lambda: dict(itertools.islice(wrong, most)), {})
-        changed = _overlapped(functools.partial(self._rewrite, datastore), ((batch, True) for batch in batches))
-        rename((self.table + BUILDING, self.table))
-        return changed
+        changed, drops = 0, list[str]()
+
+        def begin(standing: _Catalogue) -> str:                 # from here on every writer knows the table, or fails
+            drops[:] = standing.drops
+            return "" if self._known(datastore).standing == self.table else standing.renaming()
+
+        def end(standing: _Catalogue) -> str:                   # after a drop it may be another table of that name
+            done = self._known(datastore).standing == self.table or drops != standing.drops
+            return "" if done else standing.renaming((self.table + BUILDING, self.table))
+
+        while True:
+            datastore._define(begin)
+            changed += self._known(datastore)._repair(datastore, progress)
+            datastore._define(end)
+            if self._known(datastore).standing == self.table:
+                return changed
 
     def create(self, datastore: Datastore) -> None:
         """Creates the table where it is missing, to be populated. Raises Error with the statement where that is denied."""
@@ -586,8 +598,9 @@ class Index:
     def drop(self, datastore: Datastore) -> None:
         """Drops the table, if it stands, and is an index that the datastore maintains."""
         if self.table in datastore._refresh().indexes:
-            datastore._define(_Catalogue.renaming)              # waits for transactions that know the table
+            datastore._define(lambda standing: standing.renaming(dropped=True))     # waits for transactions that know the table
             datastore._define(lambda _: f"DROP TABLE IF EXISTS {_quote(self.table)}, {_quote(self.table + BUILDING)}")
+            datastore._define(lambda standing: standing.renaming(dropped=True))     # who looked in between knows it still
         datastore._names.discard(self.table)
 
     def _row(self, entity: Mapping[Any, Any]) -> tuple[Any, ...] | None:
@@ -640,6 +653,11 @@ class Index:
             table = _quote(self._known(datastore, populated).standing)
             return datastore._ask(select.format(table=table, columns=self._columns, **parts), *args)
         return datastore._run(attempt)
+
+    def _repair(self, datastore: Datastore, progress: Progress | None) -> int:
+        wrong, most = self._wrong(datastore, progress), min(BATCH, datastore._max_packet >> 12)  # a row has less than 4 kB
+        batches = iter(lambda: dict(itertools.islice(wrong, most)), {})
+        return _overlapped(functools.partial(self._rewrite, datastore), ((batch, True) for batch in batches))
 
     def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[str, Any]]:
         """(id, what `_rewrite` takes) of each row that is not as it should be."""
@@ -721,6 +739,7 @@ class _Catalogue:
 
     def __init__(self, guards: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
         self.guards, self.entities, self.history = guards, "entities" in columns, "entities_history" in columns
+        self.drops = [guard[:DROPS] for guard in guards]        # other ones: a table was dropped
         type_, collation, _ = columns.get("entities", {}).get("id", ("VARCHAR(36)", None, ""))
         self.id_type = f"{type_} COLLATE {collation}" if collation else type_   # for each entity_id, too, or a join is slow
         self.guarded = "".join([GUARDED.format(_quote(guard)) for guard in guards[:1]])
@@ -730,10 +749,15 @@ class _Catalogue:
             index = Index._standing(table, columns[table])
             self.indexes.setdefault(index.table, index)         # a populated one, if another was late to create it
 
-    def renaming(self, *tables: tuple[str, str]) -> str:
+    def renaming(self, *tables: tuple[str, str], dropped: bool = False) -> str:
         """A statement that renames tables and the guard, "" where there is none. It waits for the writes under way (Galera
-        aborts them); later ones read the catalogue again."""
-        pairs = [*tables, *((guard, f"entities_guard_{os.urandom(8).hex()}") for guard in self.guards)]
+        aborts them); later ones read the catalogue again. The first half of a guard's name is new where one is dropped.
+
+        MariaDB renames one by one, and back if one is gone: nothing may be before the guard is, which is new when all else is.
+        """
+        new = {guard: guard[:DROPS * (not dropped)] + _guard_name()[DROPS * (not dropped):] for guard in self.guards}
+        pairs = [*((guard, name + BUILDING) for guard, name in new.items()), *tables,
+                 *((name + BUILDING, name) for name in new.values())]
         return "RENAME TABLE " * bool(pairs) + ", ".join([f"{_quote(old)} TO {_quote(new)}" for old, new in pairs])
 
 
@@ -856,7 +880,6 @@ class Datastore:
             local.depth -= 1
             if not local.depth:
                 self._roll_back(local)
-                local.doomed = False
 
     def scan(self, *, progress: Progress | None = None) -> Iterator[Entity]:
         """Every entity as of now, oldest put first, in pages, on a connection of its own: put and delete meanwhile.
@@ -1016,7 +1039,8 @@ class Datastore:
         def attempt(lost: bool) -> Any:
             # If what was cut off stands, once more would be a version more; an older version may be the same, so only new ones
             # count. Where another has put over it that cannot be told.
-            if lost and bodies.items() == {*self._read(SELECT_RECENT, int(time.monotonic() - begun) + 2, tuple(changes))}:
+            if lost and not erase and bodies.items() == {
+                    *self._read(SELECT_RECENT, int(time.monotonic() - begun) + 2, tuple(changes))}:
                 return []
             catalogue, connection, quoted = self._catalogue, self._local.connection, self._quoted(changes)
             packet = [catalogue.delete % {b"ids": _listed(quoted)}]
@@ -1054,21 +1078,19 @@ class Datastore:
             raise
 
     def _explain(self, error: MySQLdb.Error, ids: Sequence[str], rows: Mapping[Index, Any], expect: int | None) -> None:
-        local = self._local
+        local, absent = self._local, _code(error) == ER.SUBQUERY_NO_1_ROW
         if not local.depth:
             self._roll_back(local)
-        stored = dict(self._read(SELECT_VERSION, ids))
+        stored, unique = dict(self._read(SELECT_VERSION, ids)), [index for index in rows if index.unique]
         found = stored.get(ids[0], 0)
-        if expect is not None and found != expect:
-            local.doomed = False                                # the packet has changed nothing
+        local.doomed = local.depth > 0 and not (absent or expect == 0 and not unique)       # by which the packet changed nothing
+        if absent and not expect:
+            raise KeyError(ids[0])
+        for index in [] if absent else unique:                  # first: in a block, what is found may be what was just inserted
+            index._explain(self, rows[index])
+        if expect is not None and found != expect and (absent or not expect):
             raise Conflict(f"entity {ids[0]!r}: version {expect} was expected, {found} is current (0: none); get it, decide "
                            "again", id=ids[0], expected=expect, found=found)
-        if _code(error) == ER.SUBQUERY_NO_1_ROW and not expect:
-            local.doomed = False
-            raise KeyError(ids[0])
-        for index in rows:
-            if index.unique:
-                index._explain(self, rows[index])
         for id in stored.keys() - set(ids):
             raise Error(f"the table entities takes {id!r} for an id that is to be put beside it: give its column id a "
                         f"collation that compares exactly, {EXACT[0]} or {EXACT[1]}") from error
@@ -1083,7 +1105,7 @@ class Datastore:
             self._define(lambda standing: "" if standing.history else standing.renaming(("entities_history~", "entities_history")))
         if not self._catalogue.guards:
             with contextlib.suppress(Error):                    # who may create no table adds no index either
-                self._define(lambda standing: "" if standing.guards else CREATE_GUARD.format(os.urandom(8).hex()) + options)
+                self._define(lambda standing: "" if standing.guards else CREATE_GUARD.format(_guard_name()) + options)
 
     def _refresh(self) -> _Catalogue:
         """Reads what stands. The guard first: what is added later renames it, and a write that knows this name fails."""
@@ -1146,7 +1168,7 @@ class Datastore:
         lost: whether a try was cut off in its COMMIT, so that it may have been done; `once`: then Unknown is raised.
         """
         local, begun, doomed, end = self._local, self._local.open, self._local.doomed, 0.0
-        failed: list[Any] = []                                  # their codes
+        failed: list[str] = []                                  # what they said
         unknown: Unknown | None = None                          # the latest try that was cut off in its COMMIT
         while True:
             try:
@@ -1157,16 +1179,16 @@ class Datastore:
                     raise MySQLdb.OperationalError(ER.LOCK_WAIT_TIMEOUT, "the server is still at work on what was cut off")
                 return attempt(unknown is not None)
             except BaseException as error:
-                failed.append(code := _code(error))
-                end = end or time.monotonic() + RETRY_SECONDS
+                failed.append(str(error))
+                code, end = _code(error), end or time.monotonic() + RETRY_SECONDS
                 unknown = error if isinstance(error, Unknown) else unknown
                 if not begun:
                     self._roll_back(local)
                 again = code in AGAIN and not begun and not self._closed and not (once and unknown) and (
                     len(failed) < 3 or time.monotonic() < end) and (
-                    failed.count(code) < 9 or code not in (ER.NO_SUCH_TABLE, ER.TABLE_EXISTS_ERROR))
+                    failed.count(str(error)) < 9 or code not in (ER.NO_SUCH_TABLE, ER.TABLE_EXISTS_ERROR))
                 local.doomed = doomed if again else local.depth > 0 and (local.doomed or code is not None)
-                if unknown and code is not None and not again:
+                if unknown and not again and (code is not None or self._closed and isinstance(error, Error)):
                     raise unknown from unknown.__cause__
                 if not again:
                     raise
@@ -1181,17 +1203,17 @@ class Datastore:
             raise Error("the transaction is rolled back, as a call inside it failed: leave it, and begin again")
         commit = commit or not local.depth
         packet = [*[b"START TRANSACTION"] * (not local.open), *statements, *[b"COMMIT"] * commit]
-        if (size := sum(map(len, packet)) + len(packet)) > self._max_packet:
-            raise ValueError(f"this write needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
         results = len(packet)
         if self._mariadb:                                       # one statement: between two, Galera may roll back and run the rest
             results = 1 + sum([statement.startswith(b"SELECT") for statement in packet])
             packet = [b"BEGIN NOT ATOMIC " + b";".join(packet) + b";END"]
+        if (size := sum(map(len, packet)) + len(packet)) >= self._max_packet:
+            raise ValueError(f"this write needs a packet of {size} bytes; max_allowed_packet is {self._max_packet}")
         thread, local.open, local.doomed = local.connection.thread_id(), True, True
         try:
             rows = self._send(local.connection, *packet, results=results)
         except MySQLdb.Error as error:
-            if commit and _code(error) in LOST:
+            if commit and _code(error) in LOST - REFUSED:
                 raise Unknown(_code(error), NOT_KNOWN.format(error), thread=thread) from error
             raise
         local.open, local.doomed = not commit, False
@@ -1199,6 +1221,7 @@ class Datastore:
 
     def _roll_back(self, local: _Local) -> None:
         """Leaves no transaction open behind a failure."""
+        local.doomed = local.doomed and local.depth > 0         # first: a signal handler may raise in what follows
         if local.open:
             connection, local.connection, local.open = local.connection, None, False
             with contextlib.suppress(MySQLdb.Error):            # the failure that brought us here is the one to tell
@@ -1227,10 +1250,11 @@ class Datastore:
         return rows
 
     def _open(self) -> Connection:
-        if self._closed:
+        if not self._closed:
+            connection: Connection = MySQLdb.connect(**self._connect)
+            self._connections.add(connection)
+        if self._closed:                                        # perhaps meanwhile, by who did not see this connection
             raise Error(CLOSED)
-        connection: Connection = MySQLdb.connect(**self._connect)
-        self._connections.add(connection)
         ((self._max_packet, self._mariadb),), wsrep = self._send(connection, *SESSION)
         if wsrep:
             self._send(connection, WSREP)
@@ -1261,6 +1285,10 @@ def _code(error: BaseException) -> Any:
     if not isinstance(error, MySQLdb.Error) or not error.args:
         return None
     return ER.LOCK_DEADLOCK if error.args[0] == ER.ERROR_DURING_COMMIT and "error 149" in str(error) else error.args[0]
+
+
+def _guard_name() -> str:
+    return f"entities_guard_{os.urandom(12).hex()}"
 
 
 def _overlapped(work: Callable[[T], int], batches: Iterable[tuple[T, bool]]) -> int:

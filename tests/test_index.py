@@ -188,7 +188,9 @@ def test_property_that_the_index_does_not_have_is_a_clear_error(store: slim.Data
     ("index_x", "a\0", ValueError), ("index_x", "a ", ValueError), ("index_x", "🙂", ValueError),
     ("index_x", {"a": list}, TypeError), ("index_x", {"a": "JSON"}, TypeError),
     ("index_x", {"a": "INT) --"}, TypeError), ("index_x", {"a": None}, TypeError), ("index_x", {"a": ["INT"]}, TypeError),
-    ("index_x", {"a": "CHAR"}, TypeError), ("index_x", {"a": "VARCHAR"}, TypeError), ("index_x", {"a": "binary"}, TypeError)])
+    ("index_x", {"a": "CHAR"}, TypeError), ("index_x", {"a": "VARCHAR"}, TypeError), ("index_x", {"a": "binary"}, TypeError),
+    ("index_x", {"a": "DOUBLE(10,2)"}, TypeError), ("index_x", {"a": "DOUBLE UNSIGNED"}, TypeError),
+    ("index_x", {"a": "DECIMAL(10,2) UNSIGNED"}, TypeError)])
 def test_index_that_cannot_be_is_refused_before_any_server_is_asked(table: str, properties: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="^(?!unhashable)"):
         slim.Index(table, properties)

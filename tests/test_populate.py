@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from decimal import Decimal
 from typing import Any
 
 import load
@@ -247,6 +248,87 @@ def test_history_is_kept_by_all_or_none_wherever_who_switches_it_on_dies(
                 break
         assert last > 5 and running.history("a")
     assert wrong(connect) == []
+
+
+def test_indexes_that_come_and_go_at_once_are_right_when_they_are_added(connect: dict[str, Any]) -> None:
+    """MariaDB renames several tables one by one, and back where one is gone."""
+    end, wrong_rows = time.monotonic() + 6, list[int]()
+
+    def come_and_go(table: str) -> None:
+        index = slim.Index(table, "user")
+        with slim.Datastore(**connect) as store:
+            while time.monotonic() < end:
+                store.add_index(index)
+                time.sleep(random.uniform(0, 0.03))
+                wrong_rows.append(index.populate(store))
+                store.remove_index(index)
+
+    def write(number: int) -> None:
+        with slim.Datastore(**connect) as store:
+            while time.monotonic() < end:
+                store.put({"id": f"e{random.randrange(100)}", "user": f"u{random.randrange(5)}"})
+                time.sleep(random.uniform(0, 0.01))
+
+    calls = [*((come_and_go, table) for table in ("by_user", "zz_user")), *((write, number) for number in range(4))]
+    with slim.Datastore(**connect), futures.ThreadPoolExecutor(len(calls)) as pool:
+        for future in [pool.submit(call, argument) for call, argument in calls]:
+            future.result()
+    assert wrong_rows and not any(wrong_rows)
+    assert wrong(connect) == []
+
+
+def test_index_that_is_dropped_and_made_again_while_it_is_populated_is_populated_again(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
+        one.put_many({"user": "bob"} for _ in range(2_500))
+
+        def progress(rows: Any, total: int) -> Iterator[Any]:
+            for number, row in enumerate(rows):
+                if number == 2_400 and not seen:
+                    seen.append(number)
+                    two.remove_index(BY_USER)
+                    two.add_index(BY_USER, populate=False)
+                yield row
+
+        seen: list[int] = []
+        one.add_index(BY_USER, progress=progress)
+        assert seen and BY_USER.count(one, user="bob") == BY_USER.count(two, user="bob") == 2_500
+    assert wrong(connect) == []
+
+
+def test_program_that_looked_between_the_end_of_an_index_and_its_drop_goes_on(
+        connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
+        one.add_index(slim.Index("by_n", {"n": str}), populate=False)
+        define = one._define
+
+        def late(statement: Any) -> None:
+            if "DROP" in statement(one._catalogue):
+                two.put({"id": "a", "n": "1"})
+            define(statement)
+
+        monkeypatch.setattr(one, "_define", late)
+        one.remove_index(slim.Index("by_n", {"n": str}))
+        monkeypatch.undo()
+        one.add_index(slim.Index("by_n", {"m": int}), populate=False)
+        two.put({"id": "a", "m": 1})
+        assert slim.Index("by_n", {"m": int}).populate(one) == 0
+    assert wrong(connect) == []
+
+
+def test_populate_and_put_go_by_the_types_and_the_order_of_the_table_that_stands(
+        store: slim.Datastore, sql: Callable[..., Any]) -> None:
+    sql("""CREATE TABLE by_price (price DECIMAL(10,2) NOT NULL, entity_id VARCHAR(36) NOT NULL UNIQUE,
+     PRIMARY KEY (price, entity_id)) COMMENT='slim index'""")
+    store.add_index(slim.Index("by_two", ["b", "a"]))
+    store.put({"id": "two", "a": "A", "b": "B"})
+    other = slim.Index("by_two", ["a", "b"])
+    for repair in other.populate, lambda store: other.put(store, {"id": "two"}):
+        sql("DELETE FROM by_two")
+        repair(store)
+        assert sql("SELECT a, b FROM by_two") == [("A", "B")]
+    sql("INSERT INTO entities (id, body, updated) VALUES ('x', %s, NOW())", [slim.encode({"id": "x", "price": Decimal("1.239")})])
+    with pytest.raises(ValueError, match="'x'.*by_price.*price.*1.239"):
+        slim.Index("by_price", {"price": Decimal}).populate(store)
 
 
 def test_progress_sees_every_entity_and_their_number(store: slim.Datastore) -> None:

@@ -173,6 +173,27 @@ def test_typed_index_without_a_comment_is_used_as_it_is_by_who_names_it(connect:
     assert tables(sql) == {"entities", "entities_guard_…", "hand"}
 
 
+def test_tables_of_another_whose_names_differ_in_case_are_not_touched(connect: dict[str, Any], sql: Sql) -> None:
+    for statement in ("CREATE TABLE ENTITIES (n INT)", "CREATE TABLE By_User (n INT)"):
+        sql(statement)
+    with slim.Datastore(**connect, indexes=[slim.Index("by_user", "user")]) as store:
+        store.put({"id": "x", "user": "bob"})
+        index, = store.indexes
+        assert index.table == "by_user" and index.get_all(store, user="bob") == [{"id": "x", "user": "bob"}]
+        with pytest.raises(ValueError, match="By_User"):
+            store.add_index(slim.Index("By_User", "user"))
+        store.put({"id": "y", "user": "bob"})
+    assert sql("SELECT * FROM ENTITIES") == sql("SELECT * FROM By_User") == []
+
+
+def test_packet_of_a_block_that_deleted_and_could_not_insert_dooms_it(by_hand: slim.Datastore) -> None:
+    by_hand.put_many([{"id": "x"}, {"id": "Bob"}])
+    with pytest.raises(slim.Error, match="rolled back"), by_hand.transaction():
+        with pytest.raises(slim.Error, match="'Bob'.*collation"):
+            by_hand.put_many([{"id": "x", "n": 2}, {"id": "bob"}])
+    assert list(by_hand) == [{"id": "x"}, {"id": "Bob"}]
+
+
 def test_other_tables_are_not_touched(connect: dict[str, Any], sql: Sql) -> None:
     sql("CREATE TABLE index_of_another (entity_id VARCHAR(36) PRIMARY KEY, user_id VARCHAR(10))")
     sql("CREATE TABLE other (id VARCHAR(36) PRIMARY KEY) COMMENT 'slim indexes are elsewhere'")

@@ -246,6 +246,27 @@ def test_delete_that_finds_none_keeps_the_history_of_who_puts_one_meanwhile(
     assert len(kept.history("k")) == 1
 
 
+def test_duplicate_in_a_block_is_no_conflict_with_what_it_has_inserted_itself(store: slim.Datastore) -> None:
+    store.add_index(slim.Index("index_email", "email", unique=True))
+    store.put_many([{"id": "a", "email": "a@b"}, {"id": "b"}])
+    for id, expect in ("c", 0), ("b", store.get("b").version):
+        with pytest.raises(slim.Error, match="rolled back"), store.transaction():
+            with pytest.raises(slim.Duplicate, match="'a'"):
+                store.put({"id": id, "email": "a@b"}, expect=expect)
+    assert list(store) == [{"id": "a", "email": "a@b"}, {"id": "b"}]
+
+
+def test_block_goes_on_after_a_conflict_and_a_delete_of_none(store: slim.Datastore) -> None:
+    store.put({"id": "a"})
+    with store.transaction():
+        for expect in 0, 999:
+            with pytest.raises(slim.Conflict):
+                store.put({"id": "a", "n": 1}, expect=expect)
+        assert not store.delete("b")
+        store.put({"id": "c"})
+    assert list(store) == [{"id": "a"}, {"id": "c"}]
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_update_that_was_overtaken_does_what_its_change_puts_once(
         inside: bool, store: slim.Datastore, connect: dict[str, Any]) -> None:
