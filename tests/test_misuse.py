@@ -1,11 +1,14 @@
 """Bad input of every kind gets an error that names the value and the remedy, and leaves everything as it was."""
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import pickle
+import random
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import MySQLdb
@@ -130,6 +133,66 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
     for call in calls:
         with pytest.raises(slim.Error, match="closed"):
             call()
+
+
+def test_thread_that_connects_while_the_store_is_closed_gets_nothing_done(
+        store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = MySQLdb.connect
+
+    def slow(**where: Any) -> Any:
+        connection = connect(**where)
+        store.close()
+        return connection
+
+    monkeypatch.setattr(MySQLdb, "connect", slow)
+    with futures.ThreadPoolExecutor(1) as pool, pytest.raises(slim.Error, match="closed"):
+        pool.submit(store.put, {"id": "a"}).result()
+
+
+def test_write_cut_off_in_its_commit_is_unknown_also_if_the_store_is_closed_then(
+        store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = store._send
+
+    def cut(connection: Any, *statements: bytes, results: int = 0) -> Any:
+        send(connection, *statements, results=results)
+        connection.close()
+        raise MySQLdb.OperationalError(2013, "Lost connection to server during query")
+
+    monkeypatch.setattr(store, "_send", cut)
+    monkeypatch.setattr("slim.time.sleep", lambda seconds: store.close())
+    with pytest.raises(slim.Unknown):
+        store.put({"id": "a"})
+
+
+def test_signal_in_a_rollback_leaves_the_next_write_as_it_is(store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(connection: Any, *statements: bytes, **options: Any) -> Any:
+        if statements == (b"ROLLBACK",):
+            raise KeyboardInterrupt
+        raise MySQLdb.OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
+
+    monkeypatch.setattr(store, "_send", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.put({"id": "a"})
+    monkeypatch.undo()
+    store.put({"id": "b"})
+    assert list(store) == [{"id": "b"}]
+
+
+def test_packet_over_the_servers_limit_is_refused_to_the_byte(store: slim.Datastore) -> None:
+    store._max_packet = 64 << 10                                # less than the server's: what is refused is seen, what is sent too
+    send, longest = store._send, 0
+
+    def measured(connection: Any, *statements: bytes, **options: Any) -> Any:
+        nonlocal longest
+        longest = max(longest, len(b";".join(statements)))
+        return send(connection, *statements, **options)
+
+    store._send = measured                                      # type: ignore[method-assign]
+    dice = random.Random(1)
+    for size in range(63_300, 64_100):
+        with contextlib.suppress(ValueError):
+            store.put({"id": "a", "data": dice.randbytes(size)})
+    assert (64 << 10) - 100 < longest < 64 << 10
 
 
 @pytest.mark.parametrize("name", ["Conflict", "Corrupt", "Duplicate", "NotPopulated", "Unknown", "Untrusted"])

@@ -209,6 +209,15 @@ def test_delete_with_history_erases_every_version_for_good(kept: slim.Datastore,
     assert sql("SELECT id FROM entities_history") == [("b",)]
 
 
+def test_delete_with_history_erases_it_also_where_the_connection_was_lost(
+        kept: slim.Datastore, sql: Callable[..., Any]) -> None:
+    kept.put({"id": "a"})
+    kept.delete("a")
+    sql(f"KILL {kept._local.connection.thread_id()}")
+    kept.delete("a", history=True)
+    assert kept.history("a") == []
+
+
 def test_history_is_kept_by_every_datastore_once_its_table_stands(kept: slim.Datastore, connect: dict[str, Any]) -> None:
     with slim.Datastore(**connect) as other:
         other.put({"id": "a"})
