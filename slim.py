@@ -242,23 +242,28 @@ def _python_2(cls: Any, state: Any, *more: Any) -> Any:
     return cls(state.encode("utf-8", "surrogateescape") if isinstance(state, str) else state, *more)
 
 
-# What a body may name: classes and functions of which no call makes more than the body has, so that deque, Counter and Fraction
-# take no range, network or "1e999999999". Sets and the like are opcodes.
+# What a body may name: classes and functions of which a call makes no more than it is given, so that deque, Counter, Fraction and
+# Decimal take no range, network, digits or "1e999999999". Sets and the like are opcodes.
 _DATES = dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone
 _PATHS = pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath
 _FACTORIES = {cls.__name__: cls for cls in (int, str, float, bool, bytes, list, dict, set, tuple)} | {"None": None}
+_NAMES = {factory: name for name, factory in _FACTORIES.items()}
 _KNOWN: dict[tuple[str, str], Any] = {(cls.__module__, cls.__name__): cls for cls in (
-    *_DATES, Decimal, complex, range, slice, dict, uuid.UUID, zoneinfo.ZoneInfo, collections.OrderedDict, ipaddress.IPv4Address,
+    *_DATES, complex, range, slice, dict, uuid.UUID, zoneinfo.ZoneInfo, collections.OrderedDict, ipaddress.IPv4Address,
     ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network, ipaddress.IPv4Interface, ipaddress.IPv6Interface)} | {
     (module, cls.__name__): cls for module in ("pathlib", "pathlib._local") for cls in _PATHS} | {    # the latter in 3.13
-    ("slim", "_object"): _object, ("slim", "_defaultdict"): _defaultdict,
+    ("decimal", "Decimal"): lambda text: Decimal("" + text), ("slim", "_object"): _object, ("slim", "_defaultdict"): _defaultdict,
     ("collections", "deque"): lambda items=(), *more: collections.deque(() + items, *more),
     ("collections", "Counter"): lambda items: collections.Counter(dict.copy(items)),
     ("fractions", "Fraction"): lambda *pair: fractions.Fraction(*map(operator.index, pair))}
 _KNOWN_2 = {("__builtin__", cls.__name__): cls for cls in (set, frozenset, complex, list, dict, object)} | {     # Python 2's
-    ("collections", cls.__name__): cls for cls in (collections.OrderedDict, collections.defaultdict, collections.deque)} | {
+    ("collections", cls.__name__): cls for cls in (collections.OrderedDict, collections.deque)} | {
     ("datetime", cls.__name__): functools.partial(_python_2, cls) for cls in _DATES} | {
-    ("decimal", "Decimal"): Decimal, ("uuid", "UUID"): uuid.UUID, ("copy_reg", "_reconstructor"): lambda cls, *_: cls.__new__(cls)}
+    ("collections", "defaultdict"): lambda factory=None, *more: collections.defaultdict(getattr(factory, "cls", factory), *more),
+    ("copy_reg", "_reconstructor"): lambda cls, *_: cls.__new__(cls), ("uuid", "UUID"): uuid.UUID,
+    ("decimal", "Decimal"): _KNOWN["decimal", "Decimal"]}
+_COPYING = {range, dict, list, set, frozenset, collections.OrderedDict, collections.deque, *_PATHS}      # what they are given
+_SIZED = str, bytes, bytearray, list, tuple, dict, set, frozenset, collections.deque
 
 # A run of opcodes that a body may have, then the size of a string if it is of four or eight bytes. Not among them are EXT, INST,
 # OBJ, PERSID, and a PUT to so high a place that C's memo, an array, would fill the memory; NEWOBJ and BUILD are of Python 2's
@@ -293,13 +298,25 @@ class _Unpickler(pickle.Unpickler):
     """Reads what `_check_opcodes` let through. Nothing is imported: a name that is not known is Untrusted."""
 
     known: Mapping[tuple[str, str], Any]
+    left: int                                                   # of what the calls may be given in all
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
                             "classes=[…]), or all by classes=slim.ANY, if nobody else can write to the database")
         found = self.known[module, name]
-        return found if isinstance(found, type) else lambda *args: found(*args)     # a fresh one, that BUILD may alter
+        if isinstance(found, type) and found not in _COPYING:
+            return found
+
+        def call(*args: Any) -> Any:                            # a fresh function, that BUILD may alter
+            sizes = [arg.count("/") + arg.count("\\") >> 2 for arg in args] if found in _PATHS else [
+                arg.bit_length() >> 3 if isinstance(arg, int) else len(arg) for arg in args if isinstance(arg, (int, *_SIZED))]
+            self.left -= len(args) + sum(sizes)
+            if self.left < 0:                                   # one object was given again and again
+                raise pickle.UnpicklingError("its calls would make more than it has")
+            return found(*args)
+        call.cls = found                                        # type: ignore[attr-defined]     # Python 2's defaultdict asks
+        return call
 
 
 class _Pickler(pickle.Pickler):
@@ -307,7 +324,7 @@ class _Pickler(pickle.Pickler):
         uuid.UUID: lambda value: (uuid.UUID, (value.hex,)),
         zoneinfo.ZoneInfo: lambda value: (zoneinfo.ZoneInfo, (value.key,)),
         fractions.Fraction: lambda value: (fractions.Fraction, (value.numerator, value.denominator)),
-        collections.defaultdict: lambda value: (_defaultdict, (getattr(value.default_factory, "__name__", "None"),), None, None,
+        collections.defaultdict: lambda value: (_defaultdict, (_NAMES[value.default_factory],), None, None,
                                                 iter(value.items()))}, copyreg.dispatch_table)
     doubtful = False                                            # whether it met more than is always read again
 
@@ -318,7 +335,9 @@ class _Pickler(pickle.Pickler):
         self.doubtful = True
         if type(value) in self.dispatch_table or isinstance(value, (type, types.FunctionType)):
             return NotImplemented
-        call, args, state, *more = reduced = (*value.__reduce_ex__(PROTOCOL), None, None)[:5]
+        if isinstance(reduced := value.__reduce_ex__(PROTOCOL), str):       # the name of a global
+            return reduced
+        call, args, state, *more = reduced = (*reduced, None, None)[:5]
         if call is copyreg.__newobj__:                          # type: ignore[attr-defined]
             return _object, (args[0], args[1:], state), None, *more
         return reduced
@@ -337,7 +356,7 @@ def _load(data: bytes, known: Any) -> Any:
     python_2 = data[:1] != b"\x80" or data[1] <= 2
     _check_opcodes(data, _OPCODES_2 if python_2 else _OPCODES)
     unpickler = _Unpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
-    unpickler.known = _KNOWN_2 if python_2 else known
+    unpickler.known, unpickler.left = _KNOWN_2 if python_2 else known, len(data)
     return unpickler.load()
 
 
@@ -1485,7 +1504,7 @@ def main() -> None:
     except (BrokenPipeError, KeyboardInterrupt):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # who reads has gone: nothing more to say, at exit neither
         sys.exit(1)
-    except (Error, MySQLdb.Error, TypeError, ValueError, ArithmeticError, EOFError) as error:
+    except (Error, MySQLdb.Error, TypeError, ValueError, ArithmeticError, EOFError, RecursionError) as error:
         sys.exit("slim: " + " ".join(str(error.args[-1] if _code(error) else error).split()))
 
 

@@ -137,6 +137,21 @@ def test_half_a_character_is_printed_as_its_escape(store: slim.Datastore, run: S
     assert json.loads(run("--json", "get", "a").stdout)["text"] == "\ud800"
 
 
+def test_entity_that_is_nested_too_deep_for_json_is_one_line_of_error(store: slim.Datastore, run: Slim) -> None:
+    deep: list[Any] = []
+    for _ in range(700):
+        deep = [deep]
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10 * limit)
+    try:
+        store.put({"id": "a", "deep": deep})
+    finally:
+        sys.setrecursionlimit(limit)
+    done = run("--json", "get", "a")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1
+
+
 def test_no_server_and_wrong_password_are_one_line_without_the_password(run: Slim) -> None:
     for before in (("-h", "127.0.0.1", "-P", "1"), ("-u", "nobody_at_all", f"-p{SECRET}"),
                    (f"--password={SECRET}", "--user=nobody_at_all")):

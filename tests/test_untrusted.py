@@ -7,11 +7,13 @@ import copyreg
 import datetime as dt
 import enum
 import fractions
+import functools
 import inspect
 import ipaddress
 import pathlib
 import subprocess
 import sys
+import tracemalloc
 import uuid
 import zlib
 import zoneinfo
@@ -364,6 +366,64 @@ def test_body_alters_no_member_of_an_allowed_enum(member: bytes, state: bytes) -
         assert Color.RED.value == 1
     finally:
         Color.RED._value_ = 1
+
+
+def binunicode(value: bytes) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value
+
+
+MANY = b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(20_000))
+AGAIN = {                               # a name, and what it is called with again and again: each call would copy it
+    "Decimal": (named("decimal", "Decimal"), binunicode(b"7" * 400_000) + b"\x85"),
+    "dict": (named("builtins", "dict"), b"}(" + MANY + b"u\x85"),
+    "Counter": (named("collections", "Counter"), b"}(" + MANY + b"u\x85"),
+    "OrderedDict": (named("collections", "OrderedDict"), b"}(" + MANY + b"u\x85"),
+    "deque": (named("collections", "deque"), b"(" + b"N" * 100_000 + b"t\x85"),
+    "range": (named("builtins", "range"), b"K\0\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000 + b"\x86"),
+    "Fraction": (named("fractions", "Fraction"), b"K\3\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000 + b"\x86"),
+    "path": (named("pathlib", "PurePosixPath"), binunicode(b"a/" * 100_000) + b"\x85"),
+    "parts": (named("pathlib", "PurePosixPath"), b"(" + b"\x8c\1a" * 100_000 + b"t")}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_body_cannot_fill_the_memory_by_calls_with_one_object(name: str) -> None:
+    function, argument = AGAIN[name]
+    pickled = b"\x80\4](" + function + b"\x94" + argument + b"\x94R" + b"h\0h\1R" * 8_000 + b"e."
+    tracemalloc.start()
+    with pytest.raises(slim.Corrupt, match="more than it has"):
+        slim.decode(zlib.compress(pickled))
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
+
+
+def test_many_small_objects_that_share_their_parts_are_read() -> None:
+    folder = pathlib.PurePosixPath("/usr/lib/python3/dist-packages/a-name-that-is-long-as-some-are/and/some/more")
+    entity = {"paths": [folder / str(number) for number in range(1_000)], "prices": [Decimal("1.23456789")] * 1_000,
+              "others": [Decimal("1.23456789") + 0 for _ in range(1_000)],
+              "counts": [collections.Counter("abc") for _ in range(1_000)],
+              "lists": [collections.defaultdict(list, a=[1]) for _ in range(1_000)],
+              "queues": [collections.deque([1], 5) for _ in range(1_000)], "ranges": [range(10 ** 9) for _ in range(1_000)]}
+    assert slim.decode(slim.encode(entity)) == entity
+
+
+def test_defaultdict_whose_factory_would_not_come_back_is_refused() -> None:
+    for factory in functools.partial(list), type("int", (), {}), lambda: 0:
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            slim.encode({"x": collections.defaultdict(factory)})
+
+
+class Single:
+    def __reduce__(self) -> str:
+        return "SINGLE"
+
+
+SINGLE = Single()
+
+
+def test_object_that_is_pickled_by_the_name_of_a_global_is_read_by_any_alone() -> None:
+    assert slim.decode(slim.encode({"x": SINGLE}, slim.ANY), slim.ANY)["x"] is SINGLE
+    with pytest.raises(slim.Untrusted, match="test_untrusted.SINGLE"):
+        slim.encode({"x": SINGLE}, [Single])
 
 
 def test_object_without_state_is_read_as_pickle_reads_it() -> None:
