@@ -328,6 +328,10 @@ class _Pickler(pickle.Pickler):
                                                 iter(value.items()))}, copyreg.dispatch_table)
     doubtful = False                                            # whether it met more than is always read again
 
+    def __init__(self, file: Any, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.begun = set[int]()                                 # objects met: again, before it is memoized, is inside of itself
+
     def reducer_override(self, value: Any) -> Any:
         """How a value is pickled whose type has no opcode: an application's object by `_object`."""
         if (value if isinstance(value, type) else type(value)) in (*_DATES, Decimal, uuid.UUID):
@@ -339,6 +343,9 @@ class _Pickler(pickle.Pickler):
             return reduced
         call, args, state, *more = reduced = (*reduced, None, None)[:5]
         if call is copyreg.__newobj__:                          # type: ignore[attr-defined]
+            if id(value) in self.begun:
+                raise ValueError(f"an object of {type(value).__qualname__} holds itself; give it the other's id")
+            self.begun.add(id(value))
             return _object, (args[0], args[1:], state), None, *more
         return reduced
 

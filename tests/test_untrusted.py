@@ -412,6 +412,17 @@ def test_defaultdict_whose_factory_would_not_come_back_is_refused() -> None:
             slim.encode({"x": collections.defaultdict(factory)})
 
 
+@pytest.mark.parametrize("classes", [[Point], slim.ANY])
+def test_object_that_holds_itself_is_refused_and_not_stored_without_its_state(classes: Any) -> None:
+    root, child = Point(1, 2), Point(3, 4)
+    root.x, child.x = [child], root                             # type: ignore[assignment]
+    for value in root, child, [child, root], {"x": child}:
+        with pytest.raises(TypeError, match="Point holds itself"):
+            slim.encode({"value": value}, classes)
+    shared = Point(1, 2)
+    assert slim.decode(slim.encode({"value": [shared, [shared]]}, classes), classes) == {"value": [shared, [shared]]}
+
+
 class Single:
     def __reduce__(self) -> str:
         return "SINGLE"
