@@ -299,6 +299,7 @@ class _Unpickler(pickle.Unpickler):
 
     known: Mapping[tuple[str, str], Any]
     left: int                                                   # of what the calls may be given in all
+    unused: set[Any]                                            # what is named, and not called yet
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
@@ -312,9 +313,11 @@ class _Unpickler(pickle.Unpickler):
             sizes = [arg.count("/") + arg.count("\\") >> 2 for arg in args] if found in _PATHS else [
                 arg.bit_length() >> 3 if isinstance(arg, int) else len(arg) for arg in args if isinstance(arg, (int, *_SIZED))]
             self.left -= len(args) + sum(sizes)
+            self.unused.discard(found)
             if self.left < 0:                                   # one object was given again and again
                 raise pickle.UnpicklingError("its calls would make more than it has")
             return found(*args)
+        self.unused.add(found)
         call.cls = found                                        # type: ignore[attr-defined]     # Python 2's defaultdict asks
         return call
 
@@ -330,11 +333,14 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, file: Any, protocol: int) -> None:
         super().__init__(file, protocol)
-        self.begun = set[int]()                                 # objects met: again, before it is memoized, is inside of itself
+        self.met = set[int]()                                   # an object met again, before it is memoized, is inside of itself
 
     def reducer_override(self, value: Any) -> Any:
         """How a value is pickled whose type has no opcode: an application's object by `_object`."""
-        if (value if isinstance(value, type) else type(value)) in (*_DATES, Decimal, uuid.UUID):
+        if type(value) in (*_DATES, Decimal, uuid.UUID):
+            self.met.add(id(type(value)))
+            return NotImplemented
+        if id(value) in self.met and isinstance(value, type):   # what one of those is made by
             return NotImplemented
         self.doubtful = True
         if type(value) in self.dispatch_table or isinstance(value, (type, types.FunctionType)):
@@ -343,9 +349,9 @@ class _Pickler(pickle.Pickler):
             return reduced
         call, args, state, *more = reduced = (*reduced, None, None)[:5]
         if call is copyreg.__newobj__:                          # type: ignore[attr-defined]
-            if id(value) in self.begun:
+            if id(value) in self.met:
                 raise ValueError(f"an object of {type(value).__qualname__} holds itself; give it the other's id")
-            self.begun.add(id(value))
+            self.met.add(id(value))
             return _object, (args[0], args[1:], state), None, *more
         return reduced
 
@@ -363,8 +369,11 @@ def _load(data: bytes, known: Any) -> Any:
     python_2 = data[:1] != b"\x80" or data[1] <= 2
     _check_opcodes(data, _OPCODES_2 if python_2 else _OPCODES)
     unpickler = _Unpickler(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
-    unpickler.known, unpickler.left = _KNOWN_2 if python_2 else known, len(data)
-    return unpickler.load()
+    unpickler.known, unpickler.left, unpickler.unused = _KNOWN_2 if python_2 else known, len(data), set()
+    value = unpickler.load()
+    if unpickler.unused and not python_2:                       # there, it may be the factory of a defaultdict
+        raise pickle.UnpicklingError("it holds a class or function by its name, which only calls of it may have")
+    return value
 
 
 def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZE) -> bytes:

@@ -423,6 +423,13 @@ def test_object_that_holds_itself_is_refused_and_not_stored_without_its_state(cl
     assert slim.decode(slim.encode({"value": [shared, [shared]]}, classes), classes) == {"value": [shared, [shared]]}
 
 
+@pytest.mark.parametrize("cls", [dict, fractions.Fraction, collections.deque, collections.Counter, Decimal, pathlib.PurePosixPath])
+def test_class_by_itself_is_stored_as_it_is_or_refused(cls: type) -> None:
+    with pytest.raises(TypeError, match="by its name"):
+        slim.encode({"x": cls})
+    assert slim.decode(slim.encode({"x": dt.date}))["x"] is dt.date
+
+
 class Single:
     def __reduce__(self) -> str:
         return "SINGLE"
