@@ -42,7 +42,6 @@ import operator
 import os
 import pathlib
 import pickle
-import pickletools
 import random
 import re
 import reprlib
@@ -273,25 +272,27 @@ _OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdl012.\x8f\x90
                       rb")\x94?|K.|M..|[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|"
                       rb"c[^\n]*\n[^\n]*\n){0,1000}(?s:[XBT\x8b](.{4})|[\x8d\x8e\x96](.{8}))?")
 _OPCODES_2 = re.compile(_OPCODES.pattern.replace(b"[", rb"[b\x81", 1))
-_MADE = dict.fromkeys("\x85\x86\x87t", "tuples") | dict.fromkeys("]}ld\x8f\x91R\x81", "objects")       # by opcodes
+_TUPLES, _OBJECTS = [[bytes([code]) for code in codes] for codes in (b"\x85\x86\x87t", b"]}ld\x8f\x91R\x81")]     # what makes them
+# The same, one after the other: what is captured are opcodes without an argument.
+_STEPS = re.compile(_OPCODES_2.pattern.partition(b"{0,1000}")[0].replace(b"[", b"([", 1).replace(b"{1,99}", b"{1,99})", 1))
 
 
 def _check_opcodes(data: bytes, allowed: re.Pattern[bytes]) -> None:
-    position = 0
+    position = tuples = objects = 0
+    many = len(data) > MAX_TUPLES < sum(map(data.count, _TUPLES + _OBJECTS))     # perhaps, but most will be text
     while position != len(data):
         start, run = position, cast("re.Match[bytes]", allowed.match(data, position))
         position = run.end()
         if position <= start:
             raise pickle.UnpicklingError(f"opcode {data[start:start + 1]!r} at byte {start} is not allowed, or cut short")
-        if run.lastindex:
-            position += int.from_bytes(run[run.lastindex], "little")
-    if len(data) > MAX_TUPLES < sum([data.count(code.encode("latin1")) for code in _MADE]):     # perhaps, but most will be text
-        made = {"tuples": 0, "objects": 0, "": 0}
-        for opcode, _, _ in pickletools.genops(data):
-            made[_MADE.get(opcode.code, "")] += 1
-            if made["tuples"] > MAX_TUPLES or made["objects"] > MAX_OBJECTS:
+        if many:
+            codes = b"".join(_STEPS.findall(data, start, run.start(run.lastindex) - 1 if run.lastindex else position))
+            tuples, objects = tuples + sum(map(codes.count, _TUPLES)), objects + sum(map(codes.count, _OBJECTS))
+            if tuples > MAX_TUPLES or objects > MAX_OBJECTS:
                 raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates and the like, or {MAX_OBJECTS:,} lists, "
                                              "dictionaries and sets: more than one entity may have")
+        if run.lastindex:
+            position += int.from_bytes(run[run.lastindex], "little")
 
 
 class _Unpickler(pickle.Unpickler):

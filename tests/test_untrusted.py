@@ -11,6 +11,8 @@ import functools
 import inspect
 import ipaddress
 import pathlib
+import pickletools
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -428,6 +430,33 @@ def test_class_by_itself_is_stored_as_it_is_or_refused(cls: type) -> None:
     with pytest.raises(TypeError, match="by its name"):
         slim.encode({"x": cls})
     assert slim.decode(slim.encode({"x": dt.date}))["x"] is dt.date
+
+
+def test_large_body_of_python_2_with_bytes_beyond_ascii_is_read() -> None:
+    text = b"b\\xc3\\xb3b " + b"little tale told " * 10_000
+    assert slim.decode(zlib.compress(b"(dS't'\nS'" + text + b"'\ns."))["t"].startswith("b\u00f3b little")
+
+
+def test_tuples_are_counted_as_they_are_and_not_where_text_has_their_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = random.Random(3)
+
+    def value(depth: int = 0) -> Any:
+        kind = dice.randrange(6 if depth > 3 else 10)
+        return [lambda: dice.randrange(10 ** dice.randrange(1, 700)), lambda: "tRd]}" * dice.randrange(200),
+                lambda: dice.randbytes(dice.randrange(700)), dice.random, lambda: bytearray(dice.randbytes(9)), lambda: Decimal(1),
+                lambda: [value(depth + 1) for _ in range(dice.randrange(9))], lambda: {1, "R", frozenset([2])},
+                lambda: tuple(value(depth + 1) for _ in range(dice.randrange(6))),
+                lambda: {str(key): value(depth + 1) for key in range(5)}][kind]()
+
+    for _ in range(60):
+        body = slim.encode({str(key): value() for key in range(20)})
+        tuples = sum(opcode.code in "\x85\x86\x87t" for opcode, _, _ in pickletools.genops(zlib.decompress(body)))
+        with monkeypatch.context() as patched:
+            patched.setattr(slim, "MAX_TUPLES", tuples)
+            slim.decode(body)
+            patched.setattr(slim, "MAX_TUPLES", tuples - 1)
+            with pytest.raises(slim.Corrupt, match="tuples"):
+                slim.decode(body)
 
 
 class Single:
