@@ -901,19 +901,21 @@ class Datastore:
 
         The block is yours, and is not run again: a deadlock (1213) or lost connection inside is raised, with nothing done.
         """
-        local = self._local
+        local, thread = self._local, threading.get_ident()
         if self._closed:
             raise Error(CLOSED)
         local.depth += 1
         try:
             yield
+            if threading.get_ident() != thread:                 # whose connection it is not
+                raise Error("a transaction() is to be left by the thread that began it: nothing of it is committed")
             if local.depth == 1 and (local.open or local.doomed) and local is self._local:  # not in a child forked inside
                 self._transact(commit=True)
         except BaseException:
             local.doomed = True
             raise
         finally:
-            local.depth -= 1
+            local.depth = max(0, local.depth - 1)
             if not local.depth:
                 self._roll_back(local)
 

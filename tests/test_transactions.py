@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import MySQLdb
@@ -73,6 +74,19 @@ def test_inner_transaction_that_fails_takes_the_outer_with_it(store: slim.Datast
             store.put({"id": "b"})
             raise RuntimeError
     assert len(store) == 0
+
+
+def test_block_that_another_thread_leaves_is_an_error_and_takes_none_of_its_puts(store: slim.Datastore) -> None:
+    block = store.transaction()
+    block.__enter__()
+    store.put({"id": "a"})
+    with futures.ThreadPoolExecutor(1) as pool:
+        with pytest.raises(slim.Error, match="thread that began it"):
+            pool.submit(block.__exit__, None, None, None).result()
+        pool.submit(store.put, {"id": "b"}).result()
+        with store.transaction():
+            pass
+        assert pool.submit(store.get, "b").result() == {"id": "b"} and pool.submit(store.get, "a").result() is None
 
 
 def test_transaction_is_doomed_after_a_call_that_failed_half_way(store: slim.Datastore) -> None:
