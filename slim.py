@@ -72,7 +72,7 @@ ANY = "any"                         # classes=ANY reads any pickle, as pickle do
 MAX_SIZE = 64 << 20                 # bytes that a body may have when decompressed
 MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
 MAX_VERSION = (1 << 64) - 1         # a BIGINT UNSIGNED
-MAX_OBJECTS = 1 << 20               # lists, dictionaries, sets and calls of a body: one byte of it makes a set of 216 bytes
+MAX_OBJECTS = 1 << 20               # lists, dictionaries and sets of a body: one byte of it makes a set of 216 bytes
 MAX_TUPLES = 40_000                 # tuples of a body, also of what dates are made from: nested, each takes C's stack when hashed
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
@@ -272,14 +272,14 @@ _OPCODES = re.compile(rb"(?s:[\x94N\x88\x89\x85\x86\x87()\]}eausRtdl012.\x8f\x90
                       rb")\x94?|K.|M..|[Jj].{4}|[hq\x80].|r..[\0-\x0f]\0|[G\x95].{8}|[pg]\d{1,6}\n|[IFLSV][^\n]*\n|"
                       rb"c[^\n]*\n[^\n]*\n){0,1000}(?s:[XBT\x8b](.{4})|[\x8d\x8e\x96](.{8}))?")
 _OPCODES_2 = re.compile(_OPCODES.pattern.replace(b"[", rb"[b\x81", 1))
-_TUPLES, _OBJECTS = [[bytes([code]) for code in codes] for codes in (b"\x85\x86\x87t", b"]}ld\x8f\x91R\x81")]     # what makes them
+_TUPLES, _CALLS, _OBJECTS = [[bytes([code]) for code in codes] for codes in (b"\x85\x86\x87t", b"R\x81b", b"]}ld\x8f\x91")]
 # The same, one after the other: what is captured are opcodes without an argument.
 _STEPS = re.compile(_OPCODES_2.pattern.partition(b"{0,1000}")[0].replace(b"[", b"([", 1).replace(b"{1,99}", b"{1,99})", 1))
 
 
 def _check_opcodes(data: bytes, allowed: re.Pattern[bytes]) -> None:
-    position = tuples = objects = 0
-    many = len(data) > MAX_TUPLES < sum(map(data.count, _TUPLES + _OBJECTS))     # perhaps, but most will be text
+    position = tuples = calls = objects = 0
+    many = len(data) > MAX_TUPLES < sum(map(data.count, _TUPLES + _CALLS + _OBJECTS))    # perhaps, but most will be text
     while position != len(data):
         start, run = position, cast("re.Match[bytes]", allowed.match(data, position))
         position = run.end()
@@ -288,8 +288,9 @@ def _check_opcodes(data: bytes, allowed: re.Pattern[bytes]) -> None:
         if many:
             codes = b"".join(_STEPS.findall(data, start, run.start(run.lastindex) - 1 if run.lastindex else position))
             tuples, objects = tuples + sum(map(codes.count, _TUPLES)), objects + sum(map(codes.count, _OBJECTS))
-            if tuples > MAX_TUPLES or objects > MAX_OBJECTS:
-                raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates and the like, or {MAX_OBJECTS:,} lists, "
+            calls += sum(map(codes.count, _CALLS))              # what they nest takes C's stack, too, when it ends
+            if max(tuples, calls) > MAX_TUPLES or objects > MAX_OBJECTS:
+                raise pickle.UnpicklingError(f"it has over {MAX_TUPLES:,} tuples, dates or calls, or {MAX_OBJECTS:,} lists, "
                                              "dictionaries and sets: more than one entity may have")
         if run.lastindex:
             position += int.from_bytes(run[run.lastindex], "little")

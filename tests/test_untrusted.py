@@ -432,6 +432,22 @@ def test_class_by_itself_is_stored_as_it_is_or_refused(cls: type) -> None:
     assert slim.decode(slim.encode({"x": dt.date}))["x"] is dt.date
 
 
+@pytest.mark.parametrize("pickled", [
+    lambda n: b"\x80\4cslim\n_defaultdict\n\x940\x8c\4list\x85\x940" + b"h\0h\1RN" * n + b"N" + b"s" * n + b"0}.",
+    lambda n: b"\x80\4ccollections\ndeque\n\x940)\x940" + b"h\0h\1R" * n + b"a" * (n - 1) + b"0}.",
+    lambda n: b"(dp0\n0S'__doc__'\np3\n0(Ng0\ntp2\n0Np1\n0" + b"g0\ng3\ng1\ns0cdatetime\ndate\ng2\nbp1\n0" * n + b"(d."])
+def test_what_calls_made_one_in_another_does_not_overflow_the_stack_when_it_ends(pickled: Any) -> None:
+    with pytest.raises(slim.Corrupt):
+        slim.decode(zlib.compress(pickled(900_000)))
+    with contextlib.suppress(slim.Corrupt):                     # as deep as it may be
+        slim.decode(zlib.compress(pickled(39_000)))
+
+
+def test_entity_with_forty_thousand_dates_is_read() -> None:
+    entity = {"dates": [dt.date.min + dt.timedelta(number) for number in range(slim.MAX_TUPLES)]}
+    assert slim.decode(slim.encode(entity)) == entity
+
+
 def test_large_body_of_python_2_with_bytes_beyond_ascii_is_read() -> None:
     text = b"b\\xc3\\xb3b " + b"little tale told " * 10_000
     assert slim.decode(zlib.compress(b"(dS't'\nS'" + text + b"'\ns."))["t"].startswith("b\u00f3b little")
