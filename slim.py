@@ -313,7 +313,8 @@ class _Unpickler(pickle.Unpickler):
 
         def call(*args: Any) -> Any:                            # a fresh function, that BUILD may alter
             sizes = [arg.count("/") + arg.count("\\") >> 2 for arg in args] if found in _PATHS else [
-                arg.bit_length() >> 3 if isinstance(arg, int) else len(arg) for arg in args if isinstance(arg, (int, *_SIZED))]
+                (arg.bit_length() >> 3) + (arg.bit_length() ** 2 >> 20) if isinstance(arg, int) else len(arg)   # to divide
+                for arg in args if isinstance(arg, (int, *_SIZED))]
             self.left -= len(args) + sum(sizes)
             self.unused.discard(found)
             if self.left < 0:                                   # one object was given again and again
@@ -349,7 +350,7 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         if isinstance(reduced := value.__reduce_ex__(PROTOCOL), str):       # the name of a global
             return reduced
-        call, args, state, *more = reduced = (*reduced, None, None)[:5]
+        call, args, state, *more = reduced = (*reduced, None, None)[:max(5, len(reduced))]
         if call is copyreg.__newobj__:                          # type: ignore[attr-defined]
             if id(value) in self.met:
                 raise ValueError(f"an object of {type(value).__qualname__} holds itself; give it the other's id")

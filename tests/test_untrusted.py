@@ -443,6 +443,31 @@ def test_what_calls_made_one_in_another_does_not_overflow_the_stack_when_it_ends
         slim.decode(zlib.compress(pickled(39_000)))
 
 
+def test_body_cannot_hang_the_process_by_a_division_of_huge_numbers() -> None:
+    huge, half = (b"\x8b" + size.to_bytes(4, "little") + b"\x7f" * size for size in (2_000_000, 1_000_000))
+    with pytest.raises(slim.Corrupt, match="more than it has"):
+        slim.decode(zlib.compress(b"\x80\4}N" + named("builtins", "range") + b"K\0" + huge + half + b"\x87Rs."))
+    entity = {"range": range(10 ** 500), "fraction": fractions.Fraction(10 ** 500, 3)}
+    assert slim.decode(slim.encode(entity)) == entity
+
+
+class Setting:
+    a = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Setting, (), {"a": self.a}, None, None, set_more
+
+
+def set_more(value: Any, state: Any) -> None:
+    vars(value).update(state, more=True)
+
+
+def test_state_setter_of_a_class_is_called_when_any_reads_it() -> None:
+    value = Setting()
+    value.a = 99
+    assert vars(slim.decode(slim.encode({"x": value}, slim.ANY), slim.ANY)["x"]) == {"a": 99, "more": True}
+
+
 def test_entity_with_forty_thousand_dates_is_read() -> None:
     entity = {"dates": [dt.date.min + dt.timedelta(number) for number in range(slim.MAX_TUPLES)]}
     assert slim.decode(slim.encode(entity)) == entity
