@@ -73,13 +73,12 @@ MAX_SIZE = 64 << 20                 # bytes that a body may have when decompress
 MAX_BODY = (1 << 24) - 1            # bytes of a MEDIUMBLOB
 MAX_VERSION = (1 << 64) - 1         # a BIGINT UNSIGNED
 MAX_OBJECTS = 1 << 20               # lists, dictionaries and sets of a body: one byte of it makes a set of 216 bytes
-MAX_TUPLES = 40_000                 # tuples of a body, also of what dates are made from: nested, each takes C's stack when hashed
+MAX_TUPLES = 40_000                 # tuples, and calls, of a body: nested, each takes C's stack when what it made is hashed or ends
 PAGE, PAGE_BYTES = 5_000, 4 << 20   # rows of one result at the most; bytes of bodies that a page of a scan aims at
 BATCH, BATCH_BYTES = 1_000, 4 << 20     # entities, and bytes of SQL at the most, of one transaction of put_many
 LEVEL = 1                           # of zlib: at 300 bytes all are within 1 %; at 6 kB 6 saves 7 % of bytes for 1.7 times the time
 PROTOCOL = 5                        # of pickle; every Python that runs slim reads it
 CLOSED = "this Datastore is closed; open another"
-NOT_KNOWN = "the connection was lost; whether the write was done is not known: {}"
 RETRY_SECONDS = 30.0                # how long a call is tried again on deadlocks and lost connections
 EXACT = "utf8mb4_0900_bin", "utf8mb4_nopad_bin", None   # collations that compare as Python does; None: bytes
 ORPHAN = None, None, True           # the version and row of an entity that is not there, but whose row may be
@@ -304,6 +303,7 @@ class _Unpickler(pickle.Unpickler):
     unused: set[Any]                                            # what is named, and not called yet
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a body means by a name."""
         if (module, name) not in self.known:
             raise Untrusted(f"{module}.{name} is not among the types that a body may name; allow the class by Datastore(…, "
                             "classes=[…]), or all by classes=slim.ANY, if nobody else can write to the database")
@@ -311,7 +311,8 @@ class _Unpickler(pickle.Unpickler):
         if isinstance(found, type) and found not in _COPYING:
             return found
 
-        def call(*args: Any) -> Any:                            # a fresh function, that BUILD may alter
+        def call(*args: Any) -> Any:
+            """The same, within what is left: a fresh function each time, as BUILD may alter it."""
             sizes = [arg.count("/") + arg.count("\\") >> 2 for arg in args] if found in _PATHS else [
                 (arg.bit_length() >> 3) + (arg.bit_length() ** 2 >> 20) if isinstance(arg, int) else len(arg)   # to divide
                 for arg in args if isinstance(arg, (int, *_SIZED))]
@@ -333,10 +334,7 @@ class _Pickler(pickle.Pickler):
         collections.defaultdict: lambda value: (_defaultdict, (_NAMES[value.default_factory],), None, None,
                                                 iter(value.items()))}, copyreg.dispatch_table)
     doubtful = False                                            # whether it met more than is always read again
-
-    def __init__(self, file: Any, protocol: int) -> None:
-        super().__init__(file, protocol)
-        self.met = set[int]()                                   # an object met again, before it is memoized, is inside of itself
+    met: set[int]                                               # an object met again, before it is memoized, is inside of itself
 
     def reducer_override(self, value: Any) -> Any:
         """How a value is pickled whose type has no opcode: an application's object by `_object`."""
@@ -359,7 +357,7 @@ class _Pickler(pickle.Pickler):
         return reduced
 
 
-def _known(classes: Any) -> Any:
+def _allowed(classes: Any) -> Any:
     """What bodies may name, {(module, name): class}, with an application's classes; ANY is ANY."""
     if classes == ANY or isinstance(classes, dict):
         return classes
@@ -387,11 +385,12 @@ def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZ
     """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, PROTOCOL)
+    pickler.met = set()
     try:
         pickler.dump(dict(entity))
         data = buffer.getvalue()
         if pickler.doubtful or len(data) > MAX_TUPLES:
-            _load(data, _known(classes))
+            _load(data, _allowed(classes))
     except Untrusted:
         raise
     except Exception as error:                                  # pickling runs the values' own code
@@ -412,7 +411,7 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
         data = stream.decompress(body, max_size + 1)
         if len(data) > max_size or not stream.eof or stream.unused_data:
             raise ValueError(f"it has over max_size={max_size} bytes" if len(data) > max_size else "it is no whole zlib stream")
-        entity = _load(data, _known(classes))
+        entity = _load(data, _allowed(classes))
         if not isinstance(entity, dict):
             raise ValueError(f"it is of type {type(entity).__name__}, no dictionary")
     except Untrusted:
@@ -536,6 +535,11 @@ class Index:
         self._properties = [(name, column.python) for name, column in self.types.items()]
         self.standing, self.exact, self.delete, self.insert = table, True, b"", b""     # filled by _standing
 
+    @property
+    def _populated(self) -> bool:
+        """Whether an index as it stands answers: only then its table has its own name."""
+        return self.standing == self.table
+
     def __repr__(self) -> str:
         types = {name: column.sql for name, column in self.types.items()}
         return f"Index({self.table!r}, {types}{', unique=True' * self.unique})"
@@ -598,19 +602,21 @@ class Index:
         """
         changed, drops = 0, list[str]()
 
-        def begin(standing: _Catalogue) -> str:                 # from here on every writer knows the table, or fails
+        def begin(standing: _Catalogue) -> str:
+            """From here on every writer knows the table, or fails."""
             drops[:] = standing.drops
-            return "" if self._known(datastore).standing == self.table else standing.renaming()
+            return "" if self._known(datastore)._populated else standing.renaming()
 
-        def end(standing: _Catalogue) -> str:                   # after a drop it may be another table of that name
-            done = self._known(datastore).standing == self.table or drops != standing.drops
+        def end(standing: _Catalogue) -> str:
+            """The table gets its name, but not after a drop: it may be another one."""
+            done = self._known(datastore)._populated or drops != standing.drops
             return "" if done else standing.renaming((self.table + BUILDING, self.table))
 
         while True:
             datastore._define(begin)
             changed += self._known(datastore)._repair(datastore, progress)
             datastore._define(end)
-            if self._known(datastore).standing == self.table:
+            if self._known(datastore)._populated:
                 return changed
 
     def create(self, datastore: Datastore) -> None:
@@ -677,13 +683,12 @@ class Index:
 
     def _known(self, datastore: Datastore, populated: bool = False) -> Index:
         """The same index as it stands. Raises NotPopulated where it does not, or is not `populated`, if that is asked."""
-        known = datastore._catalogue.indexes.get(self.table)
-        if not known or populated and known.standing != self.table:
-            known = datastore._refresh().indexes.get(self.table)
-        if not known or populated and known.standing != self.table:
-            raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, "
-                               "Index.populate fills it")
-        return known
+        for again in False, True:
+            known = (datastore._refresh() if again else datastore._catalogue).indexes.get(self.table)
+            if known and (known._populated or not populated):
+                return known
+        raise NotPopulated(f"index {self.table} does not stand, or is not populated: Datastore.add_index makes it, Index.populate "
+                           "fills it")
 
     def _read(self, datastore: Datastore, select: str, *args: Any, populated: bool = False, **parts: str) -> Any:
         """Rows of a statement on the table that stands."""
@@ -693,9 +698,10 @@ class Index:
         return datastore._run(attempt)
 
     def _repair(self, datastore: Datastore, progress: Progress | None) -> int:
+        """Makes all rows right. Returns how many it had to change."""
         wrong, most = self._wrong(datastore, progress), min(BATCH, datastore._max_packet >> 12)  # a row has less than 4 kB
         batches = iter(lambda: dict(itertools.islice(wrong, most)), {})
-        return _overlapped(functools.partial(self._rewrite, datastore), ((batch, True) for batch in batches))
+        return _overlapped(functools.partial(self._rewrite, datastore), ((batch, len(batch) == most) for batch in batches))
 
     def _wrong(self, datastore: Datastore, progress: Progress | None) -> Iterator[tuple[str, Any]]:
         """(id, what `_rewrite` takes) of each row that is not as it should be."""
@@ -821,7 +827,7 @@ class Datastore:
         self._connect = {**connect, **{name: value for name, value in named.items() if value is not None},
                          "charset": "utf8mb4", "binary_prefix": True, "autocommit": True,
                          "conv": {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}}
-        self._known, self._max_size, self._closed, self._names = _known(classes), max_size, False, set[str]()
+        self._allowed, self._max_size, self._closed, self._names = _allowed(classes), max_size, False, set[str]()
         self._local, self._connections = _Local(), weakref.WeakSet[Any]()
         _stores.add(self)
         _watch_forks()
@@ -971,7 +977,7 @@ class Datastore:
         """
         index.create(self)
         try:
-            if populate and index._known(self).standing != index.table:
+            if populate and not index._known(self)._populated:
                 index.populate(self, progress=progress)
         except (TypeError, ValueError, Duplicate):              # the entities are not such that they could have it
             index.drop(self)
@@ -996,7 +1002,7 @@ class Datastore:
             raise TypeError(f"an entity is a dict, not {reprlib.repr(entity)} of type {type(entity).__name__}")
         id = _check_id(entity["id"]) if "id" in entity else _new_id()
         whole = entity if "id" in entity else {**entity, "id": id}
-        body = encode(whole, self._known, self._max_size)
+        body = encode(whole, self._allowed, self._max_size)
         if len(body) > min(MAX_BODY, self._max_packet):
             raise ValueError(f"entity {id!r} has {len(body)} bytes when compressed; MEDIUMBLOB takes {MAX_BODY}, the server's "
                              f"max_allowed_packet {self._max_packet}")
@@ -1005,7 +1011,7 @@ class Datastore:
     def _entity(self, row: Sequence[Any]) -> Entity:
         version, id, updated, body = row
         try:
-            entity = Entity(decode(body or b"", self._known, self._max_size))
+            entity = Entity(decode(body or b"", self._allowed, self._max_size))
         except Corrupt as error:
             error.id, error.args = id, (f"entity {id!r}: {error}",)
             raise
@@ -1254,7 +1260,8 @@ class Datastore:
             rows = self._send(local.connection, *packet, results=results)
         except MySQLdb.Error as error:
             if commit and _code(error) in LOST - REFUSED:
-                raise Unknown(_code(error), NOT_KNOWN.format(error), thread=thread) from error
+                raise Unknown(_code(error), f"the connection was lost; whether the write was done is not known: {error}",
+                              thread=thread) from error
             raise
         local.open, local.doomed = not commit, False
         return rows
@@ -1490,9 +1497,9 @@ def _answer(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
         yield entity
     elif options.verb == "indexes":
         for index in indexes.values():
-            types, populated = {name: column.sql for name, column in index.types.items()}, index.standing == index.table
-            yield ({"index": index.table, "properties": types, "unique": index.unique, "populated": populated} if options.json
-                   else f"{index!r}{'  not populated' * (not populated)}")
+            types = {name: column.sql for name, column in index.types.items()}
+            yield ({"index": index.table, "properties": types, "unique": index.unique, "populated": index._populated}
+                   if options.json else f"{index!r}{'  not populated' * (not index._populated)}")
     elif options.what not in indexes:
         raise ValueError(f"no index {options.what!r} stands in {options.database}, but: {', '.join(indexes) or 'none'}")
     elif options.verb == "find":
