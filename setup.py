@@ -5,7 +5,9 @@ from setuptools import setup
 
 here = Path(__file__).parent
 readme = here / "README.md"
-version = re.search(r'^__version__ = "(.+)"$', (here / "slim.py").read_text(encoding="utf-8"), re.MULTILINE)
+version = re.search(
+    r'^__version__ = "(.+)"$', (here / "slim.py").read_text(encoding="utf-8"), re.MULTILINE
+)
 if version is None:
     raise SystemExit('setup.py: slim.py has no line __version__ = "…"')
 
@@ -21,7 +23,16 @@ setup(
     install_requires=["mysqlclient>=2.3"],
     extras_require={
         "cli": ["tqdm"],
-        "tests": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-mysqlclient", "tqdm", "types-tqdm"],
+        "tests": [
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-mysqlclient",
+            "tqdm",
+            "types-tqdm",
+        ],
         "bench": ["sqlalchemy", "dataset", "peewee", "mysqlx-connector-python", "matplotlib"],
     },
     entry_points={"console_scripts": ["slim = slim:main"]},

@@ -1,4 +1,5 @@
 """The independent check: what SQL and slim.decode say of a database, with nothing of slim's own `populate`."""
+
 from __future__ import annotations
 
 import collections
@@ -46,27 +47,52 @@ def wrong(connect: dict[str, Any]) -> list[str]:
     with none missing, and where history is kept its newest version must be the one that stands.
     """
     with queries(connect) as query:
-        bodies = {id: (version, body) for version, id, body in query("SELECT added_id, id, body FROM entities")}
+        bodies = {
+            id: (version, body)
+            for version, id, body in query("SELECT added_id, id, body FROM entities")
+        }
         entities = {id: slim.decode(body) for id, (_, body) in bodies.items()}
-        found = [f"entity {id!r} calls itself {entity.get('id')!r}" for id, entity in entities.items() if entity.get("id") != id]
+        found = [
+            f"entity {id!r} calls itself {entity.get('id')!r}"
+            for id, entity in entities.items()
+            if entity.get("id") != id
+        ]
         columns = collections.defaultdict(list)
         for table, column in query(INDEX_COLUMNS):
             columns[table].append(column)
         for table, names in columns.items():
             found += _differences(table, entities, names[:-1], query(f"SELECT * FROM `{table}`"))
         if query("SHOW TABLES LIKE 'entities_history'"):
-            newest = {id: (version, body) for id, version, body in query(
-                "SELECT id, added_id, body FROM entities_history ORDER BY id, number")}
-            found += [f"history's newest of {id!r} is not the one that stands" for id in bodies if newest.get(id) != bodies[id]]
+            newest = {
+                id: (version, body)
+                for id, version, body in query(
+                    "SELECT id, added_id, body FROM entities_history ORDER BY id, number"
+                )
+            }
+            found += [
+                f"history's newest of {id!r} is not the one that stands"
+                for id in bodies
+                if newest.get(id) != bodies[id]
+            ]
     return found
 
 
-def _differences(table: str, entities: dict[str, Any], names: list[str], rows: list[tuple[Any, ...]]) -> list[str]:
-    wanted = collections.Counter((*(_as_sql(entity[name]) for name in names), id) for id, entity in entities.items()
-                                 if all(entity.get(name) is not None for name in names))
+def _differences(
+    table: str, entities: dict[str, Any], names: list[str], rows: list[tuple[Any, ...]]
+) -> list[str]:
+    wanted = collections.Counter(
+        (*(_as_sql(entity[name]) for name in names), id)
+        for id, entity in entities.items()
+        if all(entity.get(name) is not None for name in names)
+    )
     stored = collections.Counter(rows)
-    return [*(f"{table}: {row!r} is missing" for row in wanted - stored),
-            *(f"{table}: {row!r} is {'stale' if row[-1] in entities else 'an orphan'}" for row in stored - wanted)]
+    return [
+        *(f"{table}: {row!r} is missing" for row in wanted - stored),
+        *(
+            f"{table}: {row!r} is {'stale' if row[-1] in entities else 'an orphan'}"
+            for row in stored - wanted
+        ),
+    ]
 
 
 def _as_sql(value: Any) -> Any:
@@ -78,10 +104,12 @@ def _as_sql(value: Any) -> Any:
 
 def sessions(query: Query) -> set[int]:
     """The connections to the database, but for this one."""
-    (version,), = query("SELECT VERSION()")
-    schema = "information" if "MariaDB" in version else "performance"   # MySQL's other one fails on a body in a statement
+    ((version,),) = query("SELECT VERSION()")
+    schema = (
+        "information" if "MariaDB" in version else "performance"
+    )  # MySQL's other one fails on a body in a statement
     others = f"SELECT id FROM {schema}_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-    return {int(id) for id, in query(others)}
+    return {int(id) for (id,) in query(others)}
 
 
 def in_threads(*calls: Callable[[], T]) -> list[T]:

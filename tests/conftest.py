@@ -1,4 +1,5 @@
 """Fixtures: a test that asks for `server`, or for what stands on it, runs once on every kind of server."""
+
 from __future__ import annotations
 
 import functools
@@ -15,13 +16,19 @@ import slim
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--server", choices=["mysql", "mariadb"], help="test on this kind of server alone")
-    parser.addoption("--long", action="store_true", help="run the reliability tests for hours, not for seconds")
+    parser.addoption(
+        "--server", choices=["mysql", "mariadb"], help="test on this kind of server alone"
+    )
+    parser.addoption(
+        "--long", action="store_true", help="run the reliability tests for hours, not for seconds"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
-        metafunc.parametrize("server", chosen(metafunc.config.getoption("server")), indirect=True, scope="session")
+        metafunc.parametrize(
+            "server", chosen(metafunc.config.getoption("server")), indirect=True, scope="session"
+        )
 
 
 @functools.cache
@@ -31,14 +38,20 @@ def chosen(kind: str | None) -> list[str]:
         return ["named"]
     found = [each for each in kinds() if kind in (None, each)]
     if not found:
-        raise pytest.UsageError(f"no {kind or 'MySQL server'} can be started here; tests/run installs one")
+        raise pytest.UsageError(
+            f"no {kind or 'MySQL server'} can be started here; tests/run installs one"
+        )
     return found
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Named]:
     """A running server: `.kind`, `.connect`, `.query(sql, args)`. A test that kills one starts its own Server."""
-    with Named(os.environ["SLIM_SERVER"]) if request.param == "named" else Server(request.param) as server:
+    with (
+        Named(os.environ["SLIM_SERVER"])
+        if request.param == "named"
+        else Server(request.param) as server
+    ):
         yield server
 
 

@@ -4,6 +4,7 @@ A client has entities of its own, which nobody else writes, and fights with the 
 noted before it is made, and when it has returned: so a write that is noted as done was acknowledged, and of the last
 one of a client that was killed it is not known.
 """
+
 from __future__ import annotations
 
 import collections
@@ -20,23 +21,44 @@ from check import queries
 
 import slim
 
-OWN, HOT = 6, 3                                     # entities of each client, and of all
-VERBS = "put", "delete", "update", "expect", "many", "transaction", "hot put", "hot update", "hot delete"
-INDEXES = [slim.Index("index_user", "user"), slim.Index("index_place", ["country", "city"]),
-           slim.Index("index_number", {"number": int}), slim.Index("index_mark", "mark", unique=True)]
+OWN, HOT = 6, 3  # entities of each client, and of all
+VERBS = (
+    "put",
+    "delete",
+    "update",
+    "expect",
+    "many",
+    "transaction",
+    "hot put",
+    "hot update",
+    "hot delete",
+)
+INDEXES = [
+    slim.Index("index_user", "user"),
+    slim.Index("index_place", ["country", "city"]),
+    slim.Index("index_number", {"number": int}),
+    slim.Index("index_mark", "mark", unique=True),
+]
 
-CONTEXT = multiprocessing.get_context("forkserver")             # no threads, whose locks a fork would copy as they are
+CONTEXT = multiprocessing.get_context(
+    "forkserver"
+)  # no threads, whose locks a fork would copy as they are
 CONTEXT.set_forkserver_preload(["pytest", "load"])
 
-Writes = dict[str, "str | None"]                    # what a call writes: {id: mark}, None where it deletes
+Writes = dict[str, "str | None"]  # what a call writes: {id: mark}, None where it deletes
 
 
 def whole(id: str, mark: str) -> dict[str, Any]:
     """The entity that carries this mark, the same in all processes; 100 bytes to 20 kB."""
     dice = random.Random(f"{id} {mark}")
-    return {"id": id, "mark": f"{id} {mark}", "user": dice.choice([None, "bob", "Bob", "ann"]), "number": dice.randrange(5),
-            **({"country": dice.choice("ab"), "city": mark} if dice.random() < 0.7 else {}),
-            "blob": dice.randbytes(dice.choice([0, 300, 20_000]))}
+    return {
+        "id": id,
+        "mark": f"{id} {mark}",
+        "user": dice.choice([None, "bob", "Bob", "ann"]),
+        "number": dice.randrange(5),
+        **({"country": dice.choice("ab"), "city": mark} if dice.random() < 0.7 else {}),
+        "blob": dice.randbytes(dice.choice([0, 300, 20_000])),
+    }
 
 
 def start(connect: dict[str, Any], name: str, notes: Path) -> BaseProcess:
@@ -54,12 +76,14 @@ def work(connect: dict[str, Any], name: str, notes: Path) -> None:
                 return
             verb, mark = dice.choice(VERBS), f"{name}-{number}"
             writes = planned(dice, verb, name, mark)
-            file.write(f"{number}\tbegin\t{writes!r}\n".encode())           # one write(2): SIGKILL does not tear it
+            file.write(
+                f"{number}\tbegin\t{writes!r}\n".encode()
+            )  # one write(2): SIGKILL does not tear it
             try:
                 outcome = "done" if call(store, verb, writes) else "not"
             except slim.Conflict:
                 outcome = "not"
-            except MySQLdb.OperationalError as error:                       # the server, or a deadlock in a transaction
+            except MySQLdb.OperationalError as error:  # the server, or a deadlock in a transaction
                 outcome = resolve(store, name, writes)
                 file.write(f"{number}\terror\t{verb}: {error}\n".encode())
             file.write(f"{number}\t{outcome}\n".encode())
@@ -106,8 +130,18 @@ def resolve(store: slim.Datastore, name: str, writes: Writes) -> str:
         return "unknown"
     found = store.get_many(writes)
     # A delete tells nothing, as there may have been none before; the audit looks at those.
-    done = {id in found and found[id]["mark"] == f"{id} {mark}" for id, mark in writes.items() if mark}
-    return "unknown" if not any(writes.values()) else "half" if len(done) > 1 else "done" if done.pop() else "not"
+    done = {
+        id in found and found[id]["mark"] == f"{id} {mark}" for id, mark in writes.items() if mark
+    }
+    return (
+        "unknown"
+        if not any(writes.values())
+        else "half"
+        if len(done) > 1
+        else "done"
+        if done.pop()
+        else "not"
+    )
 
 
 class Audit:
@@ -118,7 +152,12 @@ class Audit:
     """
 
     def __init__(self, connect: dict[str, Any], notes: Path) -> None:
-        self.done, self.unknown, self.errors, self.wrong = 0, 0, collections.Counter[str](), list[str]()
+        self.done, self.unknown, self.errors, self.wrong = (
+            0,
+            0,
+            collections.Counter[str](),
+            list[str](),
+        )
         with queries(connect) as query:
             self.bodies = dict(query("SELECT id, body FROM entities"))
             self.history = collections.Counter[tuple[str, str]]()
@@ -130,7 +169,9 @@ class Audit:
                 before = version
         for file in sorted(notes.iterdir()):
             self._audit(file.name, list(self._calls(file)))
-        self.wrong += [f"{id} has {mark} twice" for (id, mark), count in self.history.items() if count > 1]
+        self.wrong += [
+            f"{id} has {mark} twice" for (id, mark), count in self.history.items() if count > 1
+        ]
 
     def _calls(self, file: Path) -> Iterator[tuple[Writes, str]]:
         writes: Writes = {}
@@ -139,7 +180,7 @@ class Audit:
             if word == "begin":
                 if writes:
                     yield writes, "unknown"
-                writes = eval(rest[0])                          # of our own dictionaries of strings
+                writes = eval(rest[0])  # of our own dictionaries of strings
             elif word == "error":
                 self.errors[rest[0]] += 1
             else:
@@ -149,7 +190,7 @@ class Audit:
             yield writes, "unknown"
 
     def _audit(self, name: str, calls: list[tuple[Writes, str]]) -> None:
-        possible: list[dict[str, str | None]] = [{}]            # states of this client's own entities
+        possible: list[dict[str, str | None]] = [{}]  # states of this client's own entities
         for writes, outcome in calls:
             self.done += outcome == "done"
             self.unknown += outcome == "unknown"
@@ -158,11 +199,22 @@ class Audit:
             for id, mark in writes.items():
                 count = self.history[id, f"{id} {mark}"]
                 if mark and (count != 1 if outcome == "done" else count > (outcome == "unknown")):
-                    self.wrong.append(f"{id}: history has {mark} {count} times, and it was {outcome}")
+                    self.wrong.append(
+                        f"{id}: history has {mark} {count} times, and it was {outcome}"
+                    )
             if not any(id.startswith("hot") for id in writes):
                 after = [{**state, **writes} for state in possible]
-                possible = after if outcome == "done" else possible + after if outcome == "unknown" else possible
+                possible = (
+                    after
+                    if outcome == "done"
+                    else possible + after
+                    if outcome == "unknown"
+                    else possible
+                )
         own = [f"{name}.{n}" for n in range(OWN)]
         found = {id: slim.decode(self.bodies[id]) for id in own if id in self.bodies}
-        if all(found != {id: whole(id, mark) for id, mark in state.items() if mark} for state in possible):
+        if all(
+            found != {id: whole(id, mark) for id, mark in state.items() if mark}
+            for state in possible
+        ):
             self.wrong.append(f"{name} has {found}, which is none of what it was told: {possible}")

@@ -11,6 +11,7 @@ It reads MySQL's packets (three bytes of length, one of sequence number, payload
 TLS and compression. A request is a packet that the client numbers 0, as it does with every command; what it sends to
 log in is numbered higher (dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_packets.html).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,17 +22,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-CHUNK = 1 << 16             # bytes
-QUEUED_CHUNKS = 256         # what is under way while it is delayed
+CHUNK = 1 << 16  # bytes
+QUEUED_CHUNKS = 256  # what is under way while it is delayed
 
 
 class Packet(NamedTuple):
     """One MySQL packet, and where in the conversation it stands."""
 
     from_client: bool
-    request: int            # the proxy's number of the request that it is, belongs to or answers; 0 before the first
-    offset: int             # bytes that this connection has passed on in this direction before it
-    data: bytes             # header and payload
+    request: int  # the proxy's number of the request that it is, belongs to or answers; 0 before the first
+    offset: int  # bytes that this connection has passed on in this direction before it
+    data: bytes  # header and payload
 
 
 Cut = Callable[[Packet], "int | None"]
@@ -41,9 +42,11 @@ def at_request(number: int, share: float) -> Cut:
     """Cut when `proxy.requests` reaches the number: 0 before that request, 0.5 inside it, 1 after it.
 
     After it, the server has all of it, and the client gets no reply."""
+
     def cut(packet: Packet) -> int | None:
         hit = packet.from_client and packet.request == number and packet.data[3] == 0
         return round(len(packet.data) * share) if hit else None
+
     return cut
 
 
@@ -54,9 +57,13 @@ def at_reply(number: int) -> Cut:
 
 def after_bytes(count: int, from_client: bool = True) -> Cut:
     """Cut when a connection has passed on so many bytes from the client, or from the server."""
+
     def cut(packet: Packet) -> int | None:
         rest = count - packet.offset
-        return max(rest, 0) if packet.from_client == from_client and rest <= len(packet.data) else None
+        return (
+            max(rest, 0) if packet.from_client == from_client and rest <= len(packet.data) else None
+        )
+
     return cut
 
 
@@ -89,12 +96,12 @@ class Proxy:
             connection.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):                      # the listener was closed
+        with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
                 try:
                     server = socket.create_connection(self._target)
-                except OSError:                                 # there is no server: then there is no proxy
+                except OSError:  # there is no server: then there is no proxy
                     _close(client)
                     continue
                 self._connections.append(_Connection(self, client, server))
@@ -144,7 +151,7 @@ class _Connection:
                 going = False
             going = going and bool(data)
         self.close()
-        while data:                                             # or a full queue would hold its thread for ever
+        while data:  # or a full queue would hold its thread for ever
             _, data = chunks.get()
 
     def _ask(self, data: bytes, from_client: bool, offset: int) -> int | None:
@@ -153,14 +160,18 @@ class _Connection:
             with self.proxy.lock:
                 self.proxy.requests += 1
                 self.request = self.proxy.requests
-        return self.proxy.cut(Packet(from_client, self.request, offset, data)) if self.proxy.cut else None
+        return (
+            self.proxy.cut(Packet(from_client, self.request, offset, data))
+            if self.proxy.cut
+            else None
+        )
 
 
 def _packets(buffer: bytearray) -> Iterator[bytes]:
     """Take the complete packets from the front of the buffer."""
     start = 0
     while len(buffer) >= start + 4:
-        end = start + 4 + int.from_bytes(buffer[start:start + 3], "little")
+        end = start + 4 + int.from_bytes(buffer[start : start + 3], "little")
         if len(buffer) < end:
             break
         yield bytes(buffer[start:end])
@@ -169,6 +180,6 @@ def _packets(buffer: bytearray) -> Iterator[bytes]:
 
 
 def _close(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):                          # it is closed already
+    with contextlib.suppress(OSError):  # it is closed already
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -17,6 +17,7 @@ further parameters of MySQLdb.connect may follow the question mark.
                                             running afterwards if --keep is among the command's arguments
     python tests/server.py stop             stop what --keep has left running
 """
+
 from __future__ import annotations
 
 import atexit
@@ -37,10 +38,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import MySQLdb
 
 IMAGE = "mysql:9.7"
-START_SECONDS = 180             # a first start writes some 200 MB
+START_SECONDS = 180  # a first start writes some 200 MB
 LOG_LINES = 15
-LOCK_SECONDS = 10               # a DROP fails while a test's transaction is open, instead of waiting for a year
-SOCKET = "localhost"            # the host that MySQL's client library takes for "by Unix socket"
+LOCK_SECONDS = 10  # a DROP fails while a test's transaction is open, instead of waiting for a year
+SOCKET = "localhost"  # the host that MySQL's client library takes for "by Unix socket"
 
 
 class Named:
@@ -51,16 +52,24 @@ class Named:
         if parts.scheme != "mysql":
             raise ValueError("SLIM_SERVER is to be mysql://user:password@host:port")
         self.connect: dict[str, Any] = {
-            "host": parts.hostname or SOCKET, "user": unquote(parts.username or ""),
-            "password": unquote(parts.password or ""), **dict(parse_qsl(parts.query))}
+            "host": parts.hostname or SOCKET,
+            "user": unquote(parts.username or ""),
+            "password": unquote(parts.password or ""),
+            **dict(parse_qsl(parts.query)),
+        }
         if parts.port:
             self.connect["port"] = parts.port
         self.kind = "mariadb" if "MariaDB" in self.query("SELECT VERSION()")[0][0] else "mysql"
 
     def query(self, sql: str, args: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """The rows of one statement, run on a connection of its own."""
-        connection = MySQLdb.connect(**self.connect, connect_timeout=10, autocommit=True, charset="utf8mb4",
-                                     init_command=f"SET lock_wait_timeout={LOCK_SECONDS}")
+        connection = MySQLdb.connect(
+            **self.connect,
+            connect_timeout=10,
+            autocommit=True,
+            charset="utf8mb4",
+            init_command=f"SET lock_wait_timeout={LOCK_SECONDS}",
+        )
         try:
             with connection.cursor() as cursor:
                 cursor.execute(sql, args)
@@ -92,7 +101,13 @@ class Server(Named):
         self.kind, self.options = kind, list(options)
         self.port, self.x_port = free_port(), free_port()
         # No TLS: the tests look at the packets, and the account has no password that could vouch for a certificate.
-        self.connect = {"host": "127.0.0.1", "port": self.port, "user": "root", "password": "", "ssl_mode": "DISABLED"}
+        self.connect = {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": "root",
+            "password": "",
+            "ssl_mode": "DISABLED",
+        }
         self._home: Path | None = None
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
@@ -158,13 +173,19 @@ class Server(Named):
         """A command for the shell that opens it in MySQL's own client."""
         if self._docker:
             return f"docker exec -it {self.home.name} mysql"
-        return f"{find('mariadb', 'mysql') or 'mysql'} --no-defaults -u root -S {self.home / 'socket'}"
+        return (
+            f"{find('mariadb', 'mysql') or 'mysql'} --no-defaults -u root -S {self.home / 'socket'}"
+        )
 
     def log(self) -> str:
         """The last lines of what it logged."""
         if self._docker:
-            done = subprocess.run(["docker", "logs", "-n", str(LOG_LINES), self.home.name], text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            done = subprocess.run(
+                ["docker", "logs", "-n", str(LOG_LINES), self.home.name],
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
             return done.stdout
         lines = (self.home / "log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
@@ -173,33 +194,69 @@ class Server(Named):
         if (self.home / "container").exists():
             call("docker", "start", self.home.name)
             return
-        (self.home / "container").touch()                       # first, so that no crash hides it from sweep()
+        (self.home / "container").touch()  # first, so that no crash hides it from sweep()
         # No --rm: with it, a killed container would take its data along.
-        call("docker", "run", "-d", "--name", self.home.name, "-e", "MYSQL_ALLOW_EMPTY_PASSWORD=1",
-             "-p", f"127.0.0.1:{self.port}:3306", "-p", f"127.0.0.1:{self.x_port}:33060", IMAGE, *self.options)
+        call(
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            self.home.name,
+            "-e",
+            "MYSQL_ALLOW_EMPTY_PASSWORD=1",
+            "-p",
+            f"127.0.0.1:{self.port}:3306",
+            "-p",
+            f"127.0.0.1:{self.x_port}:33060",
+            IMAGE,
+            *self.options,
+        )
 
     def _start_process(self) -> None:
         program = find_server(self.kind)
         if program is None:
-            raise RuntimeError(f"no {self.kind} can be started here: there is no server of this kind")
+            raise RuntimeError(
+                f"no {self.kind} can be started here: there is no server of this kind"
+            )
         data = self.home / "data"
         # A server that starts deletes the temporary tables it finds: those of its neighbours, were the directory shared.
-        common = [f"--datadir={data}", f"--tmpdir={self.home}", *(["--user=root"] if os.getuid() == 0 else [])]
+        common = [
+            f"--datadir={data}",
+            f"--tmpdir={self.home}",
+            *(["--user=root"] if os.getuid() == 0 else []),
+        ]
         with open(self.home / "log", "ab") as log:
             if not data.exists():
                 make_data = [program, "--no-defaults", "--initialize-insecure", *common]
                 if self.kind == "mariadb":
-                    make_data = [find("mariadb-install-db") or "mariadb-install-db", "--no-defaults", *common,
-                                 "--auth-root-authentication-method=normal", "--skip-test-db"]
+                    make_data = [
+                        find("mariadb-install-db") or "mariadb-install-db",
+                        "--no-defaults",
+                        *common,
+                        "--auth-root-authentication-method=normal",
+                        "--skip-test-db",
+                    ]
                 if subprocess.run(make_data, stdout=log, stderr=log, cwd=self.home).returncode:
                     raise RuntimeError(f"{make_data[0]} failed:\n{self.log()}")
-            options = ["--bind-address=127.0.0.1", f"--port={self.port}", f"--socket={self.home / 'socket'}"]
+            options = [
+                "--bind-address=127.0.0.1",
+                f"--port={self.port}",
+                f"--socket={self.home / 'socket'}",
+            ]
             if self.kind == "mysql":
-                options += ["--mysqlx-bind-address=127.0.0.1", f"--mysqlx-port={self.x_port}",
-                            f"--mysqlx-socket={self.home / 'x'}"]
+                options += [
+                    "--mysqlx-bind-address=127.0.0.1",
+                    f"--mysqlx-port={self.x_port}",
+                    f"--mysqlx-socket={self.home / 'x'}",
+                ]
             # In a session of its own: Ctrl-C is for the tests, which end it in their turn.
-            self._process = subprocess.Popen([program, "--no-defaults", *common, *options, *self.options], stdout=log,
-                                             stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+            self._process = subprocess.Popen(
+                [program, "--no-defaults", *common, *options, *self.options],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         (self.home / "pid").write_text(str(self._process.pid))
 
     def _wait(self) -> None:
@@ -210,7 +267,9 @@ class Server(Named):
                 return
             except MySQLdb.OperationalError as error:
                 if time.monotonic() > deadline or not self._runs():
-                    raise RuntimeError(f"{self.kind} does not start ({error}):\n{self.log()}") from error
+                    raise RuntimeError(
+                        f"{self.kind} does not start ({error}):\n{self.log()}"
+                    ) from error
                 time.sleep(0.1)
 
     def _runs(self) -> bool:
@@ -221,7 +280,11 @@ class Server(Named):
 
 def kinds() -> list[str]:
     """The kinds of private server that can be started here."""
-    return [kind for kind in ("mysql", "mariadb") if kind == "mysql" and has_docker() or find_server(kind)]
+    return [
+        kind
+        for kind in ("mysql", "mariadb")
+        if kind == "mysql" and has_docker() or find_server(kind)
+    ]
 
 
 @functools.cache
@@ -237,7 +300,9 @@ def has_docker() -> bool:
 
 def find(*names: str) -> str | None:
     """The path of the first of these programs that is installed, if any."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/libexec"])
+    path = os.pathsep.join(
+        [os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/libexec"]
+    )
     return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 
 
@@ -247,7 +312,11 @@ def find_server(kind: str) -> str | None:
     if kind == "mariadb":
         return find("mariadbd")
     program = find("mysqld")
-    return program if program and "MariaDB" not in call(program, "--no-defaults", "--version") else None
+    return (
+        program
+        if program and "MariaDB" not in call(program, "--no-defaults", "--version")
+        else None
+    )
 
 
 def free_port() -> int:
@@ -273,7 +342,7 @@ def stop_on_signals() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             try:
                 signal.signal(number, signal.default_int_handler)
-            except ValueError:                                  # not the main thread
+            except ValueError:  # not the main thread
                 return
 
 
@@ -296,7 +365,7 @@ def remove(home: Path) -> None:
         succeeds("docker", "rm", "--force", "--volumes", home.name)
     if pid.exists():
         number = int(pid.read_text())
-        if str(home) in arguments_of(number):                   # the number may be another process's by now
+        if str(home) in arguments_of(number):  # the number may be another process's by now
             os.kill(number, signal.SIGKILL)
     shutil.rmtree(home, ignore_errors=True)
 
@@ -308,7 +377,9 @@ def arguments_of(pid: int) -> str:
             return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except OSError:
         return ""
-    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True
+    ).stdout
 
 
 def lives(pid: int) -> bool:
@@ -326,7 +397,9 @@ def run(command: list[str]) -> int:
     if "SLIM_SERVER" in os.environ:
         return subprocess.run(command).returncode
     with Server(next(iter(kinds()), "mysql")) as server:
-        status = subprocess.run(command, env={**os.environ, "SLIM_SERVER": server.url, "SLIM_CLIENT": server.client})
+        status = subprocess.run(
+            command, env={**os.environ, "SLIM_SERVER": server.url, "SLIM_CLIENT": server.client}
+        )
         if "--keep" in command and status.returncode == 0:
             server.keep()
     return status.returncode

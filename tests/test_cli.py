@@ -1,4 +1,5 @@
 """`python -m slim`, run as a person or a script runs it."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -21,17 +22,36 @@ from server import Named
 import slim
 
 SECRET = "s3cret-pa55word"
-ENTITIES = [{"id": "x", "user": "bob", "age": 30, "born": dt.date(1996, 2, 29)}, {"id": "y", "user": "amy", "age": 31},
-            {"id": "z", "user": "bób", "age": 32, "price": Decimal("1.50"), "data": b"\0\xff", "tags": {"a"},
-             "nested": {1: [None]}, "at": dt.datetime(2009, 2, 27, 12, 30)}]
+ENTITIES = [
+    {"id": "x", "user": "bob", "age": 30, "born": dt.date(1996, 2, 29)},
+    {"id": "y", "user": "amy", "age": 31},
+    {
+        "id": "z",
+        "user": "bób",
+        "age": 32,
+        "price": Decimal("1.50"),
+        "data": b"\0\xff",
+        "tags": {"a"},
+        "nested": {1: [None]},
+        "at": dt.datetime(2009, 2, 27, 12, 30),
+    },
+]
 Slim = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def options(connect: dict[str, Any], tmp_path: Path) -> Path:
     """An option file as MySQL's own client reads it."""
-    names = {"host": "host", "port": "port", "user": "user", "password": "password", "unix_socket": "socket"}
-    lines = [f"{names[name]}={value}" for name, value in connect.items() if name in names and value != ""]
+    names = {
+        "host": "host",
+        "port": "port",
+        "user": "user",
+        "password": "password",
+        "unix_socket": "socket",
+    }
+    lines = [
+        f"{names[name]}={value}" for name, value in connect.items() if name in names and value != ""
+    ]
     path = tmp_path / "options.cnf"
     path.write_text("\n".join(["[client]", *lines, ""]))
     return path
@@ -48,9 +68,17 @@ def filled(store: slim.Datastore) -> slim.Datastore:
 @pytest.fixture
 def run(options: Path, database: str) -> Slim:
     """run("get", "x") calls `python -m slim` on the test's database."""
-    def run(*words: str, before: tuple[str, ...] = (), **further: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "slim", f"--defaults-file={options}", *before, database, *words],
-                              text=True, timeout=60, **{"capture_output": True, **further})
+
+    def run(
+        *words: str, before: tuple[str, ...] = (), **further: Any
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "slim", f"--defaults-file={options}", *before, database, *words],
+            text=True,
+            timeout=60,
+            **{"capture_output": True, **further},
+        )
+
     return run
 
 
@@ -60,32 +88,62 @@ def test_get_prints_an_entity_for_people(filled: slim.Datastore, run: Slim) -> N
     first, *lines = done.stdout.splitlines()
     assert first.startswith("x  version ") and first.endswith(" UTC")
     assert [line.split(maxsplit=1) for line in lines] == [
-        ["id", "x"], ["user", "bob"], ["age", "30"], ["born", "datetime.date(1996, 2, 29)"]]
+        ["id", "x"],
+        ["user", "bob"],
+        ["age", "30"],
+        ["born", "datetime.date(1996, 2, 29)"],
+    ]
 
 
-def test_json_has_a_line_for_each_entity_and_a_form_for_what_json_cannot_say(filled: slim.Datastore, run: Slim) -> None:
+def test_json_has_a_line_for_each_entity_and_a_form_for_what_json_cannot_say(
+    filled: slim.Datastore, run: Slim
+) -> None:
     done = run("find", "index_user", before=("--json",))
     entities = [json.loads(line) for line in done.stdout.splitlines()]
     assert sorted(entities, key=lambda entity: entity["id"]) == [
-        {"id": "x", "user": "bob", "age": 30, "born": {"date": "1996-02-29"}}, {"id": "y", "user": "amy", "age": 31},
-        {"id": "z", "user": "bób", "age": 32, "price": {"Decimal": "1.50"}, "data": {"bytes": "00ff"}, "tags": {"set": ["a"]},
-         "nested": {"1": [None]}, "at": {"datetime": "2009-02-27T12:30:00"}}]
+        {"id": "x", "user": "bob", "age": 30, "born": {"date": "1996-02-29"}},
+        {"id": "y", "user": "amy", "age": 31},
+        {
+            "id": "z",
+            "user": "bób",
+            "age": 32,
+            "price": {"Decimal": "1.50"},
+            "data": {"bytes": "00ff"},
+            "tags": {"set": ["a"]},
+            "nested": {"1": [None]},
+            "at": {"datetime": "2009-02-27T12:30:00"},
+        },
+    ]
 
 
-@pytest.mark.parametrize("words, found", [
-    (["index_user", "user=bób"], "z"), (["index_user", "user=nobody"], ""), (["index_user", "user=bob,amy"], "xy"),
-    (["index_age", "age=31"], "y"), (["index_age", "age=31..", "--reverse"], "zy"), (["index_age", "age=..32"], "xy"),
-    (["index_age", "age=30..32", "user=bob"], "x"), (["index_age", "age=..", "--limit", "2"], "xy")])
-def test_find_takes_equality_ranges_and_one_of(filled: slim.Datastore, run: Slim, words: list[str], found: str) -> None:
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        (["index_user", "user=bób"], "z"),
+        (["index_user", "user=nobody"], ""),
+        (["index_user", "user=bob,amy"], "xy"),
+        (["index_age", "age=31"], "y"),
+        (["index_age", "age=31..", "--reverse"], "zy"),
+        (["index_age", "age=..32"], "xy"),
+        (["index_age", "age=30..32", "user=bob"], "x"),
+        (["index_age", "age=..", "--limit", "2"], "xy"),
+    ],
+)
+def test_find_takes_equality_ranges_and_one_of(
+    filled: slim.Datastore, run: Slim, words: list[str], found: str
+) -> None:
     done = run("find", *words, before=("--json",))
     assert (done.returncode, done.stderr) == (0, "")
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == list(found)
 
 
-def test_indexes_and_populate_show_and_repair(filled: slim.Datastore, run: Slim, sql: Callable[..., Any]) -> None:
+def test_indexes_and_populate_show_and_repair(
+    filled: slim.Datastore, run: Slim, sql: Callable[..., Any]
+) -> None:
     filled.add_index(slim.Index("index_born", {"born": dt.date}, unique=True), populate=False)
-    assert [json.loads(line) for line in run("indexes", before=("--json",)).stdout.splitlines()][1] == {
-        "index": "index_born", "properties": {"born": "date"}, "unique": True, "populated": False}
+    assert [json.loads(line) for line in run("indexes", before=("--json",)).stdout.splitlines()][
+        1
+    ] == {"index": "index_born", "properties": {"born": "date"}, "unique": True, "populated": False}
     assert "not populated" in run("indexes").stdout
     assert run("populate", "index_born").stdout.startswith("1 ")
     sql("DELETE FROM index_user WHERE user = 'bob'")
@@ -103,29 +161,56 @@ def test_schema_fits_80_columns_and_is_json_too(filled: slim.Datastore, run: Sli
     assert run("schema", "--limit", "1").stdout.startswith("1 entities")
 
 
-@pytest.mark.parametrize("words, message", [
-    (["get", "nobody"], "nobody"), (["find", "no_such_index", "a=b"], "index_user"), (["find", "index_user", "age=1"], "user"),
-    (["find", "index_user", "user"], "key=value"), (["find", "index_age", "age=old"], "old"), (["populate", "nothing"], "nothing"),
-    (["get", "x" * 37], "36")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["get", "nobody"], "nobody"),
+        (["find", "no_such_index", "a=b"], "index_user"),
+        (["find", "index_user", "age=1"], "user"),
+        (["find", "index_user", "user"], "key=value"),
+        (["find", "index_age", "age=old"], "old"),
+        (["populate", "nothing"], "nothing"),
+        (["get", "x" * 37], "36"),
+    ],
+)
 def test_failure_is_one_line_on_standard_error_and_status_1(
-        filled: slim.Datastore, run: Slim, words: list[str], message: str) -> None:
+    filled: slim.Datastore, run: Slim, words: list[str], message: str
+) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1 and message in done.stderr
+    assert (
+        done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1 and message in done.stderr
+    )
 
 
-@pytest.mark.parametrize("words", [[], ["no_such_verb"], ["get"], ["schema", "--limit", "many"], ["find"],
-                                   ["get", "x", "y"], ["indexes", "x"], ["populate", "index_user", "user=bob"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["no_such_verb"],
+        ["get"],
+        ["schema", "--limit", "many"],
+        ["find"],
+        ["get", "x", "y"],
+        ["indexes", "x"],
+        ["populate", "index_user", "user=bob"],
+    ],
+)
 def test_wrong_call_is_status_2_and_shows_the_usage(run: Slim, words: list[str]) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: slim")
 
 
-def test_options_may_stand_anywhere_and_an_id_may_begin_with_a_dash(filled: slim.Datastore, run: Slim) -> None:
+def test_options_may_stand_anywhere_and_an_id_may_begin_with_a_dash(
+    filled: slim.Datastore, run: Slim
+) -> None:
     filled.put({"id": "-x", "user": "bob"})
-    for words in (["find", "index_user", "--json", "--limit", "1", "--reverse", "user=bob"], ["get", "--json", "--", "-x"],
-                  ["--json", "get", "--", "-x"]):
+    for words in (
+        ["find", "index_user", "--json", "--limit", "1", "--reverse", "user=bob"],
+        ["get", "--json", "--", "-x"],
+        ["--json", "get", "--", "-x"],
+    ):
         done = run(*words)
         assert (done.returncode, done.stderr) == (0, "")
         assert json.loads(done.stdout)["id"] == ("x" if words[0] == "find" else "-x")
@@ -137,7 +222,9 @@ def test_half_a_character_is_printed_as_its_escape(store: slim.Datastore, run: S
     assert json.loads(run("--json", "get", "a").stdout)["text"] == "\ud800"
 
 
-def test_entity_that_is_nested_too_deep_for_json_is_one_line_of_error(store: slim.Datastore, run: Slim) -> None:
+def test_entity_that_is_nested_too_deep_for_json_is_one_line_of_error(
+    store: slim.Datastore, run: Slim
+) -> None:
     deep: list[Any] = []
     for _ in range(700):
         deep = [deep]
@@ -153,8 +240,11 @@ def test_entity_that_is_nested_too_deep_for_json_is_one_line_of_error(store: sli
 
 
 def test_no_server_and_wrong_password_are_one_line_without_the_password(run: Slim) -> None:
-    for before in (("-h", "127.0.0.1", "-P", "1"), ("-u", "nobody_at_all", f"-p{SECRET}"),
-                   (f"--password={SECRET}", "--user=nobody_at_all")):
+    for before in (
+        ("-h", "127.0.0.1", "-P", "1"),
+        ("-u", "nobody_at_all", f"-p{SECRET}"),
+        (f"--password={SECRET}", "--user=nobody_at_all"),
+    ):
         done = run("schema", before=before)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("slim: ") and done.stderr.count("\n") == 1
@@ -162,35 +252,78 @@ def test_no_server_and_wrong_password_are_one_line_without_the_password(run: Sli
 
 
 def test_help_names_every_verb() -> None:
-    done = subprocess.run([sys.executable, "-m", "slim", "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "slim", "--help"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in ("schema", "get", "find", "indexes", "populate", "--defaults-file", "--json"))
+    assert all(
+        verb in done.stdout
+        for verb in ("schema", "get", "find", "indexes", "populate", "--defaults-file", "--json")
+    )
 
 
-def test_options_are_those_of_mysqls_own_client(filled: slim.Datastore, connect: dict[str, Any], database: str) -> None:
+def test_options_are_those_of_mysqls_own_client(
+    filled: slim.Datastore, connect: dict[str, Any], database: str
+) -> None:
     where = ["-h", connect["host"], "-P", str(connect.get("port", 3306))]
     if "unix_socket" in connect:
         where = ["-S", connect["unix_socket"]]
     own = [f"-p{connect['password']}"] if connect["password"] else []
-    done = subprocess.run([sys.executable, "-m", "slim", *where, "-u", connect["user"], *own, "--json", database, "get", "y"],
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "slim",
+            *where,
+            "-u",
+            connect["user"],
+            *own,
+            "--json",
+            database,
+            "get",
+            "y",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["user"] == "amy"
 
 
-def test_option_file_in_the_home_directory_is_read(filled: slim.Datastore, options: Path, database: str) -> None:
+def test_option_file_in_the_home_directory_is_read(
+    filled: slim.Datastore, options: Path, database: str
+) -> None:
     options.rename(options.parent / ".my.cnf")
-    done = subprocess.run([sys.executable, "-m", "slim", database, "get", "y"], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "HOME": str(options.parent)})
+    done = subprocess.run(
+        [sys.executable, "-m", "slim", database, "get", "y"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HOME": str(options.parent)},
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "amy" in done.stdout
 
 
-def test_reader_that_goes_away_ends_it_quietly(store: slim.Datastore, options: Path, database: str) -> None:
+def test_reader_that_goes_away_ends_it_quietly(
+    store: slim.Datastore, options: Path, database: str
+) -> None:
     store.add_index(slim.Index("index_user", "user"))
     store.put_many({"user": "bob", "text": "x" * 200} for _ in range(3_000))
-    with subprocess.Popen([sys.executable, "-m", "slim", f"--defaults-file={options}", database, "find", "index_user"],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "slim",
+            f"--defaults-file={options}",
+            database,
+            "find",
+            "index_user",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout and process.stderr
         process.stdout.readline()
         process.stdout.close()
@@ -211,7 +344,7 @@ def on_terminal(*words: str, answer: str = "", **env: str) -> str:
             if answer and shown.endswith(b"password: "):
                 os.write(terminal, f"{answer}\n".encode())
                 answer = ""
-    except OSError:                                             # Linux says so at the end
+    except OSError:  # Linux says so at the end
         pass
     finally:
         os.close(terminal)
@@ -220,14 +353,18 @@ def on_terminal(*words: str, answer: str = "", **env: str) -> str:
     return shown.decode()
 
 
-def test_colour_is_for_terminals_and_never_with_no_color(filled: slim.Datastore, options: Path, run: Slim, database: str) -> None:
+def test_colour_is_for_terminals_and_never_with_no_color(
+    filled: slim.Datastore, options: Path, run: Slim, database: str
+) -> None:
     words = f"--defaults-file={options}", database, "get", "x"
     assert "\033[" in on_terminal(*words)
     assert "\033[" not in on_terminal(*words, NO_COLOR="1")
     assert "\033[" not in run("get", "x").stdout
 
 
-def test_progress_bar_is_for_terminals(filled: slim.Datastore, options: Path, run: Slim, database: str) -> None:
+def test_progress_bar_is_for_terminals(
+    filled: slim.Datastore, options: Path, run: Slim, database: str
+) -> None:
     assert "3/3" in on_terminal(f"--defaults-file={options}", database, "populate", "index_user")
     assert run("populate", "index_user").stderr == ""
 
@@ -242,13 +379,17 @@ def secretive(server: Named, database: str) -> Iterator[str]:
 
 
 def test_password_option_alone_asks_and_shows_nothing_of_it(
-        filled: slim.Datastore, options: Path, database: str, secretive: str) -> None:
-    shown = on_terminal(f"--defaults-file={options}", "-u", secretive, "-p", database, "get", "x", answer=SECRET)
+    filled: slim.Datastore, options: Path, database: str, secretive: str
+) -> None:
+    shown = on_terminal(
+        f"--defaults-file={options}", "-u", secretive, "-p", database, "get", "x", answer=SECRET
+    )
     assert "bob" in shown and SECRET not in shown
 
 
 def test_database_without_entities_is_an_error_and_stays_as_it_was(
-        run: Slim, sql: Callable[..., Any]) -> None:
+    run: Slim, sql: Callable[..., Any]
+) -> None:
     done = run("schema")
     assert done.returncode == 1 and "has no table entities" in done.stderr
     assert sql("SHOW TABLES") == []

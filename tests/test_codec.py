@@ -1,4 +1,5 @@
 """What `encode` writes `decode` reads again, type by type; and so it does with what Python 2 wrote in 2009."""
+
 from __future__ import annotations
 
 import collections
@@ -19,17 +20,41 @@ from hypothesis import strategies as st
 import slim
 
 hashables = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.complex_numbers()
+    | st.text()
+    | st.binary()
     | st.decimals().filter(lambda number: not number.is_snan())
-    | st.fractions() | st.uuids() | st.ip_addresses() | st.dates() | st.times() | st.timedeltas() | st.datetimes()
-    | st.datetimes(timezones=st.timezones()) | st.datetimes(timezones=st.just(dt.timezone(dt.timedelta(hours=5.5))))
-    | st.builds(pathlib.PurePosixPath, st.text("ab/.")) | st.builds(pathlib.PureWindowsPath, st.text("ab.")))
-values = st.recursive(hashables | st.binary().map(bytearray), lambda inner: (
-    st.lists(inner) | st.lists(inner).map(tuple) | st.lists(inner).map(collections.deque)
-    | st.dictionaries(hashables, inner)
-    | st.dictionaries(st.text(), inner).map(collections.OrderedDict) | st.sets(hashables) | st.frozensets(hashables)
-    | st.text().map(collections.Counter)
-    | st.dictionaries(st.text(), inner).map(lambda items: collections.defaultdict(list, items))), max_leaves=12)
+    | st.fractions()
+    | st.uuids()
+    | st.ip_addresses()
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.datetimes()
+    | st.datetimes(timezones=st.timezones())
+    | st.datetimes(timezones=st.just(dt.timezone(dt.timedelta(hours=5.5))))
+    | st.builds(pathlib.PurePosixPath, st.text("ab/."))
+    | st.builds(pathlib.PureWindowsPath, st.text("ab."))
+)
+values = st.recursive(
+    hashables | st.binary().map(bytearray),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.lists(inner).map(collections.deque)
+        | st.dictionaries(hashables, inner)
+        | st.dictionaries(st.text(), inner).map(collections.OrderedDict)
+        | st.sets(hashables)
+        | st.frozensets(hashables)
+        | st.text().map(collections.Counter)
+        | st.dictionaries(st.text(), inner).map(lambda items: collections.defaultdict(list, items))
+    ),
+    max_leaves=12,
+)
 
 
 def typed(value: Any) -> Any:
@@ -72,28 +97,45 @@ def test_entity_equals_a_plain_dict_and_is_written_as_one(store: slim.Datastore)
     assert type(slim.decode(slim.encode({"inner": entity}))["inner"]) is dict
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda entity: pickle.loads(pickle.dumps(entity))])
-def test_copy_of_an_entity_is_a_dictionary(store: slim.Datastore, again: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda entity: pickle.loads(pickle.dumps(entity))]
+)
+def test_copy_of_an_entity_is_a_dictionary(
+    store: slim.Datastore, again: Callable[[Any], Any]
+) -> None:
     store.put({"id": "x", "tags": ["a"]})
     assert again(store.get("x")) == {"id": "x", "tags": ["a"]}
 
 
-IN_2009 = {"id": "x", "n": 5, "big": 10**20, "f": 1.5, "yes": True, "none": None, "name": "bób", "list": ["a", 1], "tags": {"a"},
-           "when": dt.datetime(2009, 2, 27, 12, 30), "day": dt.date(2009, 2, 27)}
-PYTHON_2: dict[int, bytes] = {              # pickle.dumps(…, protocol) of Python 2.7, its strings being bytes and unicode both
+IN_2009 = {
+    "id": "x",
+    "n": 5,
+    "big": 10**20,
+    "f": 1.5,
+    "yes": True,
+    "none": None,
+    "name": "bób",
+    "list": ["a", 1],
+    "tags": {"a"},
+    "when": dt.datetime(2009, 2, 27, 12, 30),
+    "day": dt.date(2009, 2, 27),
+}
+PYTHON_2: dict[
+    int, bytes
+] = {  # pickle.dumps(…, protocol) of Python 2.7, its strings being bytes and unicode both
     0: b"(dp0\nS'id'\np1\nS'x'\np2\nsS'n'\np3\nI5\nsS'big'\np4\nL100000000000000000000L\nsS'f'\np5\nF1.5\nsS'yes'\np6\nI01\n"
-       b"sS'none'\np7\nNsS'name'\np8\nVb\xf3b\np9\nsS'list'\np10\n(lp11\nS'a'\np12\naI1\nasS'tags'\np13\nc__builtin__\nset\np14\n"
-       b"((lp15\ng12\natp16\nRp17\nsS'when'\np18\ncdatetime\ndatetime\np19\n"
-       b"(S'\\x07\\xd9\\x02\\x1b\\x0c\\x1e\\x00\\x00\\x00\\x00'\np20\ntp21\nRp22\n"
-       b"sS'day'\np23\ncdatetime\ndate\np24\n(S'\\x07\\xd9\\x02\\x1b'\np25\ntp26\nRp27\ns.",
+    b"sS'none'\np7\nNsS'name'\np8\nVb\xf3b\np9\nsS'list'\np10\n(lp11\nS'a'\np12\naI1\nasS'tags'\np13\nc__builtin__\nset\np14\n"
+    b"((lp15\ng12\natp16\nRp17\nsS'when'\np18\ncdatetime\ndatetime\np19\n"
+    b"(S'\\x07\\xd9\\x02\\x1b\\x0c\\x1e\\x00\\x00\\x00\\x00'\np20\ntp21\nRp22\n"
+    b"sS'day'\np23\ncdatetime\ndate\np24\n(S'\\x07\\xd9\\x02\\x1b'\np25\ntp26\nRp27\ns.",
     1: b"}q\x00(U\x02idq\x01U\x01xq\x02U\x01nK\x05U\x03bigL100000000000000000000L\nU\x01fG\x3f\xf8\0\0\0\0\0\0U\x03yesI01\n"
-       b"U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
-       b"(]q\x07h\x05atq\x08Rq\tU\x04whencdatetime\ndatetime\nq\n(U\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0btq\x0cRq\r"
-       b"U\x03daycdatetime\ndate\nq\x0e(U\x04\x07\xd9\x02\x1bq\x0ftq\x10Rq\x11u.",
+    b"U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
+    b"(]q\x07h\x05atq\x08Rq\tU\x04whencdatetime\ndatetime\nq\n(U\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0btq\x0cRq\r"
+    b"U\x03daycdatetime\ndate\nq\x0e(U\x04\x07\xd9\x02\x1bq\x0ftq\x10Rq\x11u.",
     2: b"\x80\x02}q\x00(U\x02idq\x01U\x01xq\x02U\x01nK\x05U\x03big\x8a\x09\0\0\x10c-^\xc7k\x05U\x01fG\x3f\xf8\0\0\0\0\0\0"
-       b"U\x03yes\x88U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
-       b"]q\x07h\x05a\x85q\x08Rq\tU\x04whencdatetime\ndatetime\nq\nU\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0b\x85q\x0cRq\r"
-       b"U\x03daycdatetime\ndate\nq\x0eU\x04\x07\xd9\x02\x1bq\x0f\x85q\x10Rq\x11u.",
+    b"U\x03yes\x88U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
+    b"]q\x07h\x05a\x85q\x08Rq\tU\x04whencdatetime\ndatetime\nq\nU\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0b\x85q\x0cRq\r"
+    b"U\x03daycdatetime\ndate\nq\x0eU\x04\x07\xd9\x02\x1bq\x0f\x85q\x10Rq\x11u.",
 }
 
 
@@ -102,32 +144,50 @@ def test_body_that_python_2_wrote_is_read(protocol: int) -> None:
     assert typed(slim.decode(zlib.compress(PYTHON_2[protocol]))) == typed(IN_2009)
 
 
-@pytest.mark.parametrize("pickled, value", [
-    (b"S'b\\xc3\\xb3b'\n", "bób"),                              # a byte string, as text was written then
-    (b"U\x04b\xc3\xb3b", "bób"), (b"T\x04\0\0\0b\xc3\xb3b", "bób"), (b"U\x01\xf3", "\udcf3"),
-    (b"cdecimal\nDecimal\n(S'1.50'\ntR", Decimal("1.50")),
-    (b"ccopy_reg\n_reconstructor\n(cuuid\nUUID\nc__builtin__\nobject\nNtR(dS'int'\nL123L\nsb", uuid.UUID(int=123)),
-    (b"cdatetime\ntimedelta\n(I1\nI2\nI3\ntR", dt.timedelta(1, 2, 3)),
-    (b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRS'a'\n(lp1\nI1\nas", collections.defaultdict(list, a=[1])),
-    (b"ccollections\nOrderedDict\n((lp1\n(lp2\nS'a'\naI1\naatR", collections.OrderedDict(a=1)),
-    (b"c__builtin__\nfrozenset\n((lp1\nI1\natR", frozenset([1])),
-    (b"ccollections\ndeque\n((lp1\nI1\natR", collections.deque([1])),
-    (b"c__builtin__\ncomplex\n(F1.0\nF2.0\ntR", 1 + 2j),
-])
+@pytest.mark.parametrize(
+    "pickled, value",
+    [
+        (b"S'b\\xc3\\xb3b'\n", "bób"),  # a byte string, as text was written then
+        (b"U\x04b\xc3\xb3b", "bób"),
+        (b"T\x04\0\0\0b\xc3\xb3b", "bób"),
+        (b"U\x01\xf3", "\udcf3"),
+        (b"cdecimal\nDecimal\n(S'1.50'\ntR", Decimal("1.50")),
+        (
+            b"ccopy_reg\n_reconstructor\n(cuuid\nUUID\nc__builtin__\nobject\nNtR(dS'int'\nL123L\nsb",
+            uuid.UUID(int=123),
+        ),
+        (b"cdatetime\ntimedelta\n(I1\nI2\nI3\ntR", dt.timedelta(1, 2, 3)),
+        (
+            b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRS'a'\n(lp1\nI1\nas",
+            collections.defaultdict(list, a=[1]),
+        ),
+        (b"ccollections\nOrderedDict\n((lp1\n(lp2\nS'a'\naI1\naatR", collections.OrderedDict(a=1)),
+        (b"c__builtin__\nfrozenset\n((lp1\nI1\natR", frozenset([1])),
+        (b"ccollections\ndeque\n((lp1\nI1\natR", collections.deque([1])),
+        (b"c__builtin__\ncomplex\n(F1.0\nF2.0\ntR", 1 + 2j),
+    ],
+)
 def test_value_that_python_2_wrote_is_read(pickled: bytes, value: Any) -> None:
     decoded = slim.decode(zlib.compress(b"(dS'value'\n" + pickled + b"s."))
     assert typed(decoded) == typed({"value": value})
 
 
-def test_body_of_2009_is_found_updated_and_indexed(store: slim.Datastore, sql: Callable[..., Any]) -> None:
-    sql("INSERT INTO entities (id, body, updated) VALUES ('x', %s, '2009-02-27 12:30:00')", [zlib.compress(PYTHON_2[0])])
+def test_body_of_2009_is_found_updated_and_indexed(
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
+    sql(
+        "INSERT INTO entities (id, body, updated) VALUES ('x', %s, '2009-02-27 12:30:00')",
+        [zlib.compress(PYTHON_2[0])],
+    )
     by_name = store.add_index(slim.Index("index_name", "name"))
     assert by_name.get_all(store, name="bób") == [IN_2009]
     store.update("x", lambda entity: entity.update(n=6))
     assert store.get("x") == {**IN_2009, "n": 6}
 
 
-def test_max_size_bounds_what_a_body_decompresses_to(connect: dict[str, Any], store: slim.Datastore) -> None:
+def test_max_size_bounds_what_a_body_decompresses_to(
+    connect: dict[str, Any], store: slim.Datastore
+) -> None:
     body = slim.encode({"text": "x" * 10_000})
     assert slim.decode(body, max_size=len(zlib.decompress(body)))
     with pytest.raises(slim.Corrupt, match="max_size=10000"):
@@ -139,8 +199,19 @@ def test_max_size_bounds_what_a_body_decompresses_to(connect: dict[str, Any], st
     assert caught.value.id == "big"
 
 
-@pytest.mark.parametrize("body", [b"", b"no zlib", zlib.compress(b""), zlib.compress(b"no pickle"), slim.encode({})[:-1],
-                                  slim.encode({}) + b"more", zlib.compress(pickle.dumps([1])), zlib.compress(pickle.dumps(None))])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no zlib",
+        zlib.compress(b""),
+        zlib.compress(b"no pickle"),
+        slim.encode({})[:-1],
+        slim.encode({}) + b"more",
+        zlib.compress(pickle.dumps([1])),
+        zlib.compress(pickle.dumps(None)),
+    ],
+)
 def test_body_that_is_no_whole_dictionary_is_corrupt(body: bytes) -> None:
     with pytest.raises(slim.Corrupt) as caught:
         slim.decode(body)

@@ -1,4 +1,5 @@
 """Threads and processes on few keys: each version has one winner, sums are kept, connections are not leaked."""
+
 from __future__ import annotations
 
 import contextlib
@@ -68,7 +69,10 @@ def test_threads_and_processes_on_few_keys_lose_and_bend_nothing(connect: dict[s
     results = load.CONTEXT.Queue()
     with slim.Datastore(**connect, indexes=INDEXES, history=True) as store:
         store.put_many([{"id": "counter", "n": 0}, *({"id": id, "n": 100} for id in ACCOUNTS)])
-        processes = [load.CONTEXT.Process(target=race_in_process, args=(connect, 100 + n, results)) for n in range(PROCESSES)]
+        processes = [
+            load.CONTEXT.Process(target=race_in_process, args=(connect, 100 + n, results))
+            for n in range(PROCESSES)
+        ]
         for process in processes:
             process.start()
         added = sum(in_threads(*(lambda seed=seed: race(store, seed) for seed in range(THREADS))))
@@ -111,14 +115,24 @@ def test_exactly_one_of_many_creates_an_entity(store: slim.Datastore) -> None:
     assert sum(in_threads(*[create] * THREADS)) == 1
 
 
-def test_delete_of_what_is_absent_spares_the_rows_of_who_is_putting_it(connect: dict[str, Any]) -> None:
+def test_delete_of_what_is_absent_spares_the_rows_of_who_is_putting_it(
+    connect: dict[str, Any],
+) -> None:
     """It has no entity to lock, and must not come to the index rows behind the back of a put."""
-    with slim.Datastore(**connect, indexes=INDEXES) as store, contextlib.closing(MySQLdb.connect(**connect)) as other:
-        other.query("INSERT INTO index_user (user, entity_id) VALUES ('bob', 'x')")       # as yet it is not committed
+    with (
+        slim.Datastore(**connect, indexes=INDEXES) as store,
+        contextlib.closing(MySQLdb.connect(**connect)) as other,
+    ):
+        other.query(
+            "INSERT INTO index_user (user, entity_id) VALUES ('bob', 'x')"
+        )  # as yet it is not committed
         deleted = futures.ThreadPoolExecutor(1).submit(store.delete, "x")
         futures.wait([deleted], timeout=1)
         with other.cursor() as cursor:
-            cursor.execute("INSERT INTO entities (id, body) VALUES ('x', %s)", [slim.encode({"id": "x", "user": "bob"})])
+            cursor.execute(
+                "INSERT INTO entities (id, body) VALUES ('x', %s)",
+                [slim.encode({"id": "x", "user": "bob"})],
+            )
         other.commit()
         assert deleted.result() is False
     assert wrong(connect) == []
@@ -126,11 +140,15 @@ def test_delete_of_what_is_absent_spares_the_rows_of_who_is_putting_it(connect: 
 
 def test_no_deadlock_reaches_a_plain_put_delete_or_put_many(connect: dict[str, Any]) -> None:
     with slim.Datastore(**connect, indexes=INDEXES) as store:
+
         def write(seed: int) -> None:
             dice = random.Random(seed)
             for _ in range(20):
                 some = dice.sample([f"e{n}" for n in range(6)], 4)
-                store.put_many({"id": id, "user": f"user-{dice.randrange(3)}", "n": dice.randrange(3)} for id in some)
+                store.put_many(
+                    {"id": id, "user": f"user-{dice.randrange(3)}", "n": dice.randrange(3)}
+                    for id in some
+                )
                 store.put({"id": some[0], "user": f"user-{dice.randrange(3)}"})
                 store.delete(some[1])
 
@@ -139,7 +157,8 @@ def test_no_deadlock_reaches_a_plain_put_delete_or_put_many(connect: dict[str, A
 
 
 def test_16_threads_that_each_add_1_a_hundred_times_make_1600(
-        store: slim.Datastore, capfd: pytest.CaptureFixture[str], server: Any) -> None:
+    store: slim.Datastore, capfd: pytest.CaptureFixture[str], server: Any
+) -> None:
     store.put({"id": "a", "n": 0})
 
     def add() -> None:
@@ -149,11 +168,16 @@ def test_16_threads_that_each_add_1_a_hundred_times_make_1600(
     begun = time.monotonic()
     in_threads(*[add] * THREADS)
     with capfd.disabled():
-        print(f"\n{server.kind}: {THREADS} threads x 100 updates of one entity in {time.monotonic() - begun:.1f} s", flush=True)
+        print(
+            f"\n{server.kind}: {THREADS} threads x 100 updates of one entity in {time.monotonic() - begun:.1f} s",
+            flush=True,
+        )
     assert store.get("a")["n"] == 1600
 
 
-def test_threads_that_end_leak_no_connection(store: slim.Datastore, sql: Callable[..., Any]) -> None:
+def test_threads_that_end_leak_no_connection(
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     before = sessions(sql)
     for _ in range(3):
         in_threads(*[lambda: store.put({})] * 10)
@@ -171,7 +195,9 @@ def test_scan_given_up_leaks_no_connection(store: slim.Datastore, sql: Callable[
     until(lambda: sessions(sql) <= before)
 
 
-def test_forked_child_has_connections_of_its_own_and_leaves_the_parents_alone(store: slim.Datastore) -> None:
+def test_forked_child_has_connections_of_its_own_and_leaves_the_parents_alone(
+    store: slim.Datastore,
+) -> None:
     store.put({"id": "a", "n": 0})
     children = []
     for _ in range(3):
@@ -207,7 +233,8 @@ def test_child_forked_in_a_transaction_does_not_commit_it(store: slim.Datastore)
 
 
 def test_close_while_others_work_ends_them_with_an_error_and_leaves_no_connection(
-        connect: dict[str, Any], sql: Callable[..., Any]) -> None:
+    connect: dict[str, Any], sql: Callable[..., Any]
+) -> None:
     store = slim.Datastore(**connect, indexes=INDEXES)
     working = [threading.Event() for _ in range(8)]
 
@@ -235,7 +262,9 @@ def test_close_while_others_work_ends_them_with_an_error_and_leaves_no_connectio
     assert wrong(connect) == []
 
 
-def test_put_after_many_deadlocks_still_reads_the_catalogue_again(store: slim.Datastore, sql: Callable[..., Any]) -> None:
+def test_put_after_many_deadlocks_still_reads_the_catalogue_again(
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     """The guard's rename is met last: a table that is missing, 1146, after eight deadlocks."""
     sql("""CREATE TRIGGER failing BEFORE INSERT ON entities FOR EACH ROW BEGIN
      SET @tries = COALESCE(@tries, 0) + 1;
@@ -244,7 +273,9 @@ def test_put_after_many_deadlocks_still_reads_the_catalogue_again(store: slim.Da
     assert store.get(store.put({"n": 1})) is not None
 
 
-def test_exception_of_a_signal_handler_leaves_a_store_that_works(store: slim.Datastore, connect: dict[str, Any]) -> None:
+def test_exception_of_a_signal_handler_leaves_a_store_that_works(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
     """It is raised between a query and its result, which nobody reads then."""
     store.put({"id": "a"})
 

@@ -2,6 +2,7 @@
 
 `--long` kills 300 clients and the server 15 times, and goes on to 10,000 acknowledged writes.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -46,13 +47,17 @@ def acknowledged(notes: Path) -> int:
     return sum(file.read_bytes().count(b"\tdone\n") for file in notes.iterdir())
 
 
-def audit(connect: dict[str, Any], notes: Path, text: str, seconds: float, report: Callable[[str], None]) -> load.Audit:
+def audit(
+    connect: dict[str, Any], notes: Path, text: str, seconds: float, report: Callable[[str], None]
+) -> load.Audit:
     with queries(connect) as query:
-        until(lambda: not sessions(query))                      # the server ends what a killed client has left
+        until(lambda: not sessions(query))  # the server ends what a killed client has left
     found = load.Audit(connect, notes)
-    report(f"{text} in {seconds:.0f} s: {found.done:,} acknowledged writes, {found.unknown} of unknown outcome, "
-           f"{len(found.wrong)} lost or bent, {len(wrong(connect))} index rows or versions wrong, "
-           f"{sum(found.errors.values())} errors raised")
+    report(
+        f"{text} in {seconds:.0f} s: {found.done:,} acknowledged writes, {found.unknown} of unknown outcome, "
+        f"{len(found.wrong)} lost or bent, {len(wrong(connect))} index rows or versions wrong, "
+        f"{sum(found.errors.values())} errors raised"
+    )
     assert found.wrong == []
     assert wrong(connect) == []
     return found
@@ -63,11 +68,13 @@ def report(capfd: pytest.CaptureFixture[str], server: Named) -> Callable[[str], 
     def report(text: str) -> None:
         with capfd.disabled():
             print(f"\n{server.kind}: {text}", flush=True)
+
     return report
 
 
 def test_client_killed_at_any_moment_loses_nothing_acknowledged(
-        connect: dict[str, Any], notes: Path, long: bool, report: Callable[[str], None]) -> None:
+    connect: dict[str, Any], notes: Path, long: bool, report: Callable[[str], None]
+) -> None:
     kills, writes = (300, 10_000) if long else (20, 200)
     make_tables(connect)
     begun, names = time.monotonic(), (f"c{n}" for n in itertools.count())
@@ -76,7 +83,7 @@ def test_client_killed_at_any_moment_loses_nothing_acknowledged(
     while killed < kills or acknowledged(notes) < writes:
         while len(clients) < CLIENTS:
             clients.append(load.start(connect, next(names), notes))
-        time.sleep(random.uniform(0.05, 0.4))                   # the moment is not to be one that we choose
+        time.sleep(random.uniform(0.05, 0.4))  # the moment is not to be one that we choose
         victim = clients.pop(random.randrange(len(clients)) if killed % 3 else 0)
         victim.kill()
         victim.join()
@@ -84,12 +91,15 @@ def test_client_killed_at_any_moment_loses_nothing_acknowledged(
     for client in clients:
         client.kill()
         client.join()
-    found = audit(connect, notes, f"{killed + CLIENTS} clients killed", time.monotonic() - begun, report)
+    found = audit(
+        connect, notes, f"{killed + CLIENTS} clients killed", time.monotonic() - begun, report
+    )
     assert not [text for text in found.errors if not text.startswith(("transaction: ", "hot"))]
 
 
 def test_server_killed_under_load_loses_nothing_acknowledged_and_clients_go_on(
-        own_server: Server, notes: Path, long: bool, report: Callable[[str], None]) -> None:
+    own_server: Server, notes: Path, long: bool, report: Callable[[str], None]
+) -> None:
     kills, writes = (15, 10_000) if long else (2, 200)
     connect = {**own_server.connect, "database": "crash"}
     make_tables(connect)
@@ -104,10 +114,20 @@ def test_server_killed_under_load_loses_nothing_acknowledged_and_clients_go_on(
         own_server.start()
     for client in range(CLIENTS):
         done = (notes / f"c{client}").read_bytes().count(b"\tdone\n")
-        until(lambda client=client, done=done: (notes / f"c{client}").read_bytes().count(b"\tdone\n") > done)
+        until(
+            lambda client=client, done=done: (
+                (notes / f"c{client}").read_bytes().count(b"\tdone\n") > done
+            )
+        )
     (notes / "stop").touch()
     for client in clients:
         client.join()
         assert client.exitcode == 0
     (notes / "stop").unlink()
-    audit(connect, notes, f"server killed {kills} times under {CLIENTS} clients", time.monotonic() - begun, report)
+    audit(
+        connect,
+        notes,
+        f"server killed {kills} times under {CLIENTS} clients",
+        time.monotonic() - begun,
+        report,
+    )

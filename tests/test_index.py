@@ -1,4 +1,5 @@
 """Queries: by any properties of an index, in its order, page after page, and reading no more rows than they answer."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -21,8 +22,12 @@ Sql = Callable[..., list[tuple[Any, ...]]]
 def by_age(store: slim.Datastore) -> slim.Index:
     """An index of two properties, on twelve entities: n and m of equal users and ages."""
     index = store.add_index(slim.Index("index_age", {"user": str, "age": int}))
-    store.put_many({"id": f"{user}{age}{twin}", "user": user, "age": age} for user in ("bob", "amy") for age in (1, 2, 3)
-                   for twin in "nm")
+    store.put_many(
+        {"id": f"{user}{age}{twin}", "user": user, "age": age}
+        for user in ("bob", "amy")
+        for age in (1, 2, 3)
+        for twin in "nm"
+    )
     return index
 
 
@@ -36,24 +41,32 @@ def test_get_all_is_a_list_in_every_case(store: slim.Datastore, by_age: slim.Ind
     assert [type(one), *map(type, one)] == [list, slim.Entity, slim.Entity]
 
 
-@pytest.mark.parametrize("match, found", [
-    ({}, "amy1m amy1n amy2m amy2n amy3m amy3n bob1m bob1n bob2m bob2n bob3m bob3n"),
-    ({"user": "bob", "age": 2}, "bob2m bob2n"),
-    ({"age": 2}, "amy2m amy2n bob2m bob2n"),
-    ({"age": [1, 3], "user": {"bob", "nobody"}}, "bob1m bob1n bob3m bob3n"),
-    ({"user": "bob", "age": slice(2, None)}, "bob2m bob2n bob3m bob3n"),
-    ({"user": "bob", "age": slice(None, 2)}, "bob1m bob1n"),
-    ({"user": "bob", "age": slice(2, 3)}, "bob2m bob2n"),
-    ({"user": "bob", "age": slice(3, 2)}, ""),
-    ({"age": []}, ""), ({"age": set()}, ""),
-])
-def test_equality_range_and_one_of(store: slim.Datastore, by_age: slim.Index, match: dict[str, Any], found: str) -> None:
+@pytest.mark.parametrize(
+    "match, found",
+    [
+        ({}, "amy1m amy1n amy2m amy2n amy3m amy3n bob1m bob1n bob2m bob2n bob3m bob3n"),
+        ({"user": "bob", "age": 2}, "bob2m bob2n"),
+        ({"age": 2}, "amy2m amy2n bob2m bob2n"),
+        ({"age": [1, 3], "user": {"bob", "nobody"}}, "bob1m bob1n bob3m bob3n"),
+        ({"user": "bob", "age": slice(2, None)}, "bob2m bob2n bob3m bob3n"),
+        ({"user": "bob", "age": slice(None, 2)}, "bob1m bob1n"),
+        ({"user": "bob", "age": slice(2, 3)}, "bob2m bob2n"),
+        ({"user": "bob", "age": slice(3, 2)}, ""),
+        ({"age": []}, ""),
+        ({"age": set()}, ""),
+    ],
+)
+def test_equality_range_and_one_of(
+    store: slim.Datastore, by_age: slim.Index, match: dict[str, Any], found: str
+) -> None:
     assert sorted(ids(by_age.get_all(store, **match))) == sorted(found.split())
     assert sorted(ids(by_age.find(store, match))) == sorted(found.split())
     assert by_age.count(store, **match) == len(found.split())
 
 
-def test_find_goes_by_the_ranged_property_then_id_forward_and_back(store: slim.Datastore, by_age: slim.Index) -> None:
+def test_find_goes_by_the_ranged_property_then_id_forward_and_back(
+    store: slim.Datastore, by_age: slim.Index
+) -> None:
     match = {"user": "bob", "age": slice(None, None)}
     expected = "bob1m bob1n bob2m bob2n bob3m bob3n".split()
     assert ids(by_age.find(store, match)) == expected
@@ -64,10 +77,19 @@ def test_find_goes_by_the_ranged_property_then_id_forward_and_back(store: slim.D
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("match", [{"user": "bob"}, {"user": "bob", "age": slice(None, None)}, {"age": slice(1, 3)},
-                                   {"user": slice("a", "c")}, {"user": ["amy", "bob"], "age": slice(2, None)}])
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"user": "bob"},
+        {"user": "bob", "age": slice(None, None)},
+        {"age": slice(1, 3)},
+        {"user": slice("a", "c")},
+        {"user": ["amy", "bob"], "age": slice(2, None)},
+    ],
+)
 def test_pages_join_without_gap_or_repetition(
-        store: slim.Datastore, by_age: slim.Index, match: dict[str, Any], reverse: bool) -> None:
+    store: slim.Datastore, by_age: slim.Index, match: dict[str, Any], reverse: bool
+) -> None:
     pages, after = [], None
     while page := list(by_age.find(store, match, reverse=reverse, limit=2, after=after)):
         pages += page
@@ -75,7 +97,9 @@ def test_pages_join_without_gap_or_repetition(
     assert pages == list(by_age.find(store, match, reverse=reverse))
 
 
-def test_page_after_an_entity_that_was_deleted_goes_on_behind_it(store: slim.Datastore, by_age: slim.Index) -> None:
+def test_page_after_an_entity_that_was_deleted_goes_on_behind_it(
+    store: slim.Datastore, by_age: slim.Index
+) -> None:
     match = {"user": "bob", "age": slice(None, None)}
     last = list(by_age.find(store, match, limit=3))[-1]
     store.delete(last["id"])
@@ -88,38 +112,61 @@ def test_find_is_lazy(store: slim.Datastore, by_age: slim.Index) -> None:
     assert next(found)["id"] == "bob1n"
 
 
-def test_entity_without_one_of_the_properties_is_not_in_the_index(store: slim.Datastore, by_age: slim.Index) -> None:
+def test_entity_without_one_of_the_properties_is_not_in_the_index(
+    store: slim.Datastore, by_age: slim.Index
+) -> None:
     before = by_age.count(store)
     store.put_many([{"user": "zoe"}, {"age": 1}, {"user": None, "age": 1}, {}])
     assert by_age.count(store) == before
 
 
 TYPED: list[tuple[Any, list[Any]]] = [
-    (str, ["", "a", "b", "x" * 191]), (int, [-2**63, -1, 0, 2**63 - 1]), (float, [-1e308, -0.5, 0.0, 5e-324, 0.1, 1e308]),
-    (bool, [False, True]), (bytes, [b"", b"\0", b"\0\xff", b"x" * 191]),
+    (str, ["", "a", "b", "x" * 191]),
+    (int, [-(2**63), -1, 0, 2**63 - 1]),
+    (float, [-1e308, -0.5, 0.0, 5e-324, 0.1, 1e308]),
+    (bool, [False, True]),
+    (bytes, [b"", b"\0", b"\0\xff", b"x" * 191]),
     (Decimal, [Decimal("-1.5"), Decimal(0), Decimal("1e-30"), Decimal("9" * 35)]),
     (dt.date, [dt.date(1000, 1, 1), dt.date(2009, 2, 27), dt.date(9999, 12, 31)]),
-    (dt.datetime, [dt.datetime(1000, 1, 1), dt.datetime(2009, 2, 27, 12, 30, 0, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999999)]),
+    (
+        dt.datetime,
+        [
+            dt.datetime(1000, 1, 1),
+            dt.datetime(2009, 2, 27, 12, 30, 0, 1),
+            dt.datetime(9999, 12, 31, 23, 59, 59, 999999),
+        ],
+    ),
     (uuid.UUID, [uuid.UUID(int=0), uuid.UUID(int=1), uuid.UUID(int=2**128 - 1)]),
-    ("VARCHAR(500)", ["x" * 192, "x" * 500]), ("CHAR(3)", ["", "a", "abc"]), ("VARBINARY(300)", [b"x" * 300]),
-    ("BINARY(4)", [b"\0\0\0\0", b"abcd"]), ("TINYINT", [-128, 127]), ("SMALLINT UNSIGNED", [0, 65535]),
-    ("INT", [-2**31, 2**31 - 1]), ("BIGINT UNSIGNED", [0, 2**64 - 1]),
+    ("VARCHAR(500)", ["x" * 192, "x" * 500]),
+    ("CHAR(3)", ["", "a", "abc"]),
+    ("VARBINARY(300)", [b"x" * 300]),
+    ("BINARY(4)", [b"\0\0\0\0", b"abcd"]),
+    ("TINYINT", [-128, 127]),
+    ("SMALLINT UNSIGNED", [0, 65535]),
+    ("INT", [-(2**31), 2**31 - 1]),
+    ("BIGINT UNSIGNED", [0, 2**64 - 1]),
     ("DECIMAL(10, 2)", [Decimal("-1.25"), Decimal("99999999.99")]),
-    ("DATETIME", [dt.datetime(2009, 2, 27, 12)]), ("double", [1.5]),
+    ("DATETIME", [dt.datetime(2009, 2, 27, 12)]),
+    ("double", [1.5]),
 ]
 
 
-@pytest.mark.parametrize("declared, values", TYPED, ids=lambda value: getattr(value, "__name__", None) or str(value)[:18])
+@pytest.mark.parametrize(
+    "declared, values", TYPED, ids=lambda value: getattr(value, "__name__", None) or str(value)[:18]
+)
 def test_every_type_finds_its_values_and_sorts_them(
-        connect: dict[str, Any], store: slim.Datastore, declared: Any, values: list[Any]) -> None:
+    connect: dict[str, Any], store: slim.Datastore, declared: Any, values: list[Any]
+) -> None:
     index = store.add_index(slim.Index("index_value", {"value": declared}))
     store.put_many({"id": str(number), "value": value} for number, value in enumerate(values))
     for value in values:
         assert [entity["value"] for entity in index.get_all(store, value=value)] == [value]
-    assert [entity["value"] for entity in index.find(store, {"value": slice(values[0], None)})] == values
+    assert [
+        entity["value"] for entity in index.find(store, {"value": slice(values[0], None)})
+    ] == values
     assert index.populate(store) == 0
-    with slim.Datastore(**connect) as other:                    # which knows the types from the table alone
-        found, = other.indexes
+    with slim.Datastore(**connect) as other:  # which knows the types from the table alone
+        (found,) = other.indexes
         assert found.count(other, value={values[0], values[-1]}) == len({values[0], values[-1]})
 
 
@@ -132,22 +179,43 @@ def test_time_with_a_zone_is_found_by_the_moment_it_means(store: slim.Datastore)
 
 
 WRONG: list[tuple[Any, Any, type[Exception]]] = [
-    (str, 1, TypeError), (str, b"x", TypeError), (int, "1", TypeError), (int, True, TypeError), (int, 1.0, TypeError),
-    (float, "1", TypeError), (bool, 1, TypeError), (bytes, "x", TypeError), (Decimal, 1.5, TypeError),
+    (str, 1, TypeError),
+    (str, b"x", TypeError),
+    (int, "1", TypeError),
+    (int, True, TypeError),
+    (int, 1.0, TypeError),
+    (float, "1", TypeError),
+    (bool, 1, TypeError),
+    (bytes, "x", TypeError),
+    (Decimal, 1.5, TypeError),
     (dt.date, "2009-02-27", TypeError),
-    (dt.date, dt.datetime(2009, 2, 27), TypeError), (dt.datetime, dt.date(2009, 2, 27), TypeError), (uuid.UUID, "x", TypeError),
-    (str, ["x"], TypeError), (str, {}, TypeError),
-    (str, "x" * 192, ValueError), (str, "\ud800", ValueError), (int, 2**63, ValueError), (float, float("nan"), ValueError),
-    (float, float("inf"), ValueError), (bytes, b"x" * 192, ValueError), (Decimal, Decimal("1e-31"), ValueError),
-    (Decimal, Decimal("NaN"), ValueError), (Decimal, Decimal("1e36"), ValueError), ("VARCHAR(5)", "abcdef", ValueError),
-    ("TINYINT", 128, ValueError), ("INT UNSIGNED", -1, ValueError), ("CHAR(3)", "a ", ValueError),
-    ("BINARY(4)", b"abc", ValueError), ("DATETIME", dt.datetime(2009, 1, 1, 1, 1, 1, 1), ValueError),
+    (dt.date, dt.datetime(2009, 2, 27), TypeError),
+    (dt.datetime, dt.date(2009, 2, 27), TypeError),
+    (uuid.UUID, "x", TypeError),
+    (str, ["x"], TypeError),
+    (str, {}, TypeError),
+    (str, "x" * 192, ValueError),
+    (str, "\ud800", ValueError),
+    (int, 2**63, ValueError),
+    (float, float("nan"), ValueError),
+    (float, float("inf"), ValueError),
+    (bytes, b"x" * 192, ValueError),
+    (Decimal, Decimal("1e-31"), ValueError),
+    (Decimal, Decimal("NaN"), ValueError),
+    (Decimal, Decimal("1e36"), ValueError),
+    ("VARCHAR(5)", "abcdef", ValueError),
+    ("TINYINT", 128, ValueError),
+    ("INT UNSIGNED", -1, ValueError),
+    ("CHAR(3)", "a ", ValueError),
+    ("BINARY(4)", b"abc", ValueError),
+    ("DATETIME", dt.datetime(2009, 1, 1, 1, 1, 1, 1), ValueError),
 ]
 
 
 @pytest.mark.parametrize("declared, value, kind", WRONG, ids=lambda value: repr(value)[:24])
 def test_value_that_does_not_fit_names_index_property_value_and_remedy(
-        store: slim.Datastore, sql: Sql, declared: Any, value: Any, kind: type[Exception]) -> None:
+    store: slim.Datastore, sql: Sql, declared: Any, value: Any, kind: type[Exception]
+) -> None:
     index = store.add_index(slim.Index("index_value", {"value": declared}))
     store.put({"id": "x"})
     message = r"index_value.*property value.*" + re.escape(repr(value)[:8]) + r".*; .*Index\("
@@ -156,7 +224,7 @@ def test_value_that_does_not_fit_names_index_property_value_and_remedy(
             put({"id": "x", "value": value})
     assert list(store) == [{"id": "x"}]
     assert sql("SELECT * FROM index_value") == []
-    if not isinstance(value, list):                             # which means one of
+    if not isinstance(value, list):  # which means one of
         with pytest.raises(kind, match=message):
             index.get_all(store, value=value)
     with pytest.raises(kind, match=message):
@@ -167,14 +235,20 @@ def test_value_that_does_not_fit_names_index_property_value_and_remedy(
 def test_property_may_be_called_as_a_column_of_entities(store: slim.Datastore, name: str) -> None:
     store.put({"id": "x", name: "x"})
     index = store.add_index(slim.Index("index_name", name, unique=True))
-    assert ids(index.get_all(store, **{name: "x"})) == ids(index.find(store, {name: slice("a", None)})) == ["x"]
+    assert (
+        ids(index.get_all(store, **{name: "x"}))
+        == ids(index.find(store, {name: slice("a", None)}))
+        == ["x"]
+    )
     assert index.populate(store) == 0
     if name != "id":
         with pytest.raises(slim.Duplicate, match="'x'"):
             store.put({"id": "y", name: "x"})
 
 
-def test_property_that_the_index_does_not_have_is_a_clear_error(store: slim.Datastore, by_age: slim.Index) -> None:
+def test_property_that_the_index_does_not_have_is_a_clear_error(
+    store: slim.Datastore, by_age: slim.Index
+) -> None:
     for asked in "x", slice(None, None), []:
         with pytest.raises(TypeError, match="index_age.*'name'.*user, age"):
             by_age.get_all(store, name=asked)
@@ -182,16 +256,36 @@ def test_property_that_the_index_does_not_have_is_a_clear_error(store: slim.Data
             by_age.count(store, name=asked)
 
 
-@pytest.mark.parametrize("table, properties, kind", [
-    ("index_x", [], ValueError), ("index_x", ["a", "a"], ValueError), ("index_x", ["a", "A"], ValueError), ("", "a", ValueError),
-    ("index_x", "", ValueError), ("index_x", "entity_id", ValueError), ("entities", "a", ValueError), ("x" * 65, "a", ValueError),
-    ("index_x", "a\0", ValueError), ("index_x", "a ", ValueError), ("index_x", "🙂", ValueError),
-    ("index_x", {"a": list}, TypeError), ("index_x", {"a": "JSON"}, TypeError),
-    ("index_x", {"a": "INT) --"}, TypeError), ("index_x", {"a": None}, TypeError), ("index_x", {"a": ["INT"]}, TypeError),
-    ("index_x", {"a": "CHAR"}, TypeError), ("index_x", {"a": "VARCHAR"}, TypeError), ("index_x", {"a": "binary"}, TypeError),
-    ("index_x", {"a": "DOUBLE(10,2)"}, TypeError), ("index_x", {"a": "DOUBLE UNSIGNED"}, TypeError),
-    ("index_x", {"a": "DECIMAL(10,2) UNSIGNED"}, TypeError)])
-def test_index_that_cannot_be_is_refused_before_any_server_is_asked(table: str, properties: Any, kind: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    "table, properties, kind",
+    [
+        ("index_x", [], ValueError),
+        ("index_x", ["a", "a"], ValueError),
+        ("index_x", ["a", "A"], ValueError),
+        ("", "a", ValueError),
+        ("index_x", "", ValueError),
+        ("index_x", "entity_id", ValueError),
+        ("entities", "a", ValueError),
+        ("x" * 65, "a", ValueError),
+        ("index_x", "a\0", ValueError),
+        ("index_x", "a ", ValueError),
+        ("index_x", "🙂", ValueError),
+        ("index_x", {"a": list}, TypeError),
+        ("index_x", {"a": "JSON"}, TypeError),
+        ("index_x", {"a": "INT) --"}, TypeError),
+        ("index_x", {"a": None}, TypeError),
+        ("index_x", {"a": ["INT"]}, TypeError),
+        ("index_x", {"a": "CHAR"}, TypeError),
+        ("index_x", {"a": "VARCHAR"}, TypeError),
+        ("index_x", {"a": "binary"}, TypeError),
+        ("index_x", {"a": "DOUBLE(10,2)"}, TypeError),
+        ("index_x", {"a": "DOUBLE UNSIGNED"}, TypeError),
+        ("index_x", {"a": "DECIMAL(10,2) UNSIGNED"}, TypeError),
+    ],
+)
+def test_index_that_cannot_be_is_refused_before_any_server_is_asked(
+    table: str, properties: Any, kind: type[Exception]
+) -> None:
     with pytest.raises(kind, match="^(?!unhashable)"):
         slim.Index(table, properties)
 
@@ -199,19 +293,27 @@ def test_index_that_cannot_be_is_refused_before_any_server_is_asked(table: str, 
 def test_unique_index_refuses_a_second_entity_and_names_the_first(store: slim.Datastore) -> None:
     by_email = store.add_index(slim.Index("index_email", {"email": str, "site": int}, unique=True))
     store.put_many([{"id": "x", "email": "a@b", "site": 1}, {"id": "y", "email": "a@b", "site": 2}])
-    for put in (store.put, lambda entity: store.put_many([{"id": "first"}, entity]),
-                lambda entity: store.update("y", lambda old: old.update(site=1))):
+    for put in (
+        store.put,
+        lambda entity: store.put_many([{"id": "first"}, entity]),
+        lambda entity: store.update("y", lambda old: old.update(site=1)),
+    ):
         with pytest.raises(slim.Duplicate, match="index_email.*'x'.*a@b") as caught:
             put({"id": "y", "email": "a@b", "site": 1})
         assert (caught.value.index.table, caught.value.id) == ("index_email", "x")
-    assert list(store) == [{"id": "x", "email": "a@b", "site": 1}, {"id": "y", "email": "a@b", "site": 2}]
+    assert list(store) == [
+        {"id": "x", "email": "a@b", "site": 1},
+        {"id": "y", "email": "a@b", "site": 2},
+    ]
     assert ids(by_email.get_all(store, email="a@b", site=1)) == ["x"]
 
 
 def test_unique_values_are_free_again_and_exact(store: slim.Datastore) -> None:
     store.add_index(slim.Index("index_email", "email", unique=True))
-    store.put_many([{"id": "x", "email": "a@b"}, {"id": "X", "email": "A@b"}, {"id": "_", "email": "a@b "}])
-    store.put({"id": "x", "email": "a@b", "n": 1})              # its own are no duplicate
+    store.put_many(
+        [{"id": "x", "email": "a@b"}, {"id": "X", "email": "A@b"}, {"id": "_", "email": "a@b "}]
+    )
+    store.put({"id": "x", "email": "a@b", "n": 1})  # its own are no duplicate
     store.put({"id": "x"})
     store.put({"id": "y", "email": "a@b"})
     store.delete("y")
@@ -219,7 +321,9 @@ def test_unique_values_are_free_again_and_exact(store: slim.Datastore) -> None:
     assert len(store) == 4
 
 
-def test_two_of_one_batch_with_the_same_unique_values_are_a_duplicate(store: slim.Datastore) -> None:
+def test_two_of_one_batch_with_the_same_unique_values_are_a_duplicate(
+    store: slim.Datastore,
+) -> None:
     store.add_index(slim.Index("index_email", "email", unique=True))
     with pytest.raises(slim.Duplicate) as caught:
         store.put_many([{"id": "x", "email": "a@b"}, {"id": "y", "email": "a@b"}])
@@ -235,7 +339,9 @@ def test_index_put_rewrites_the_rows_of_an_entity(store: slim.Datastore, sql: Sq
     assert sql("SELECT user, entity_id FROM index_user") == [("bob", "x")]
 
 
-def test_dropped_index_is_gone_and_stops_no_put(connect: dict[str, Any], store: slim.Datastore, sql: Sql) -> None:
+def test_dropped_index_is_gone_and_stops_no_put(
+    connect: dict[str, Any], store: slim.Datastore, sql: Sql
+) -> None:
     index = store.add_index(slim.Index("index_user", "user"))
     with slim.Datastore(**connect) as other:
         index.drop(store)
@@ -253,12 +359,19 @@ def plan(connection: Any, statement: str) -> str:
 
 
 def test_latest_twenty_read_twenty_index_rows_and_sort_nothing(
-        server: Named, connect: dict[str, Any], store: slim.Datastore, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    server: Named,
+    connect: dict[str, Any],
+    store: slim.Datastore,
+    sql: Sql,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     by_user = store.add_index(slim.Index("index_user", "user"))
     by_time = store.add_index(slim.Index("index_time", {"user": str, "time": int}))
     store.put_many({"user": f"u{n % 3}", "time": n % 500} for n in range(3_000))
     sql("ANALYZE TABLE entities, index_user, index_time")
-    last = list(by_time.find(store, {"user": "u1", "time": slice(None, None)}, reverse=True, limit=500))[-1]
+    last = list(
+        by_time.find(store, {"user": "u1", "time": slice(None, None)}, reverse=True, limit=500)
+    )[-1]
     sent: list[str] = []
     connections: list[Any] = []
 
@@ -272,28 +385,39 @@ def test_latest_twenty_read_twenty_index_rows_and_sort_nothing(
         return connections[-1]
 
     def handlers() -> dict[str, int]:
-        connections[0].query("SHOW SESSION STATUS WHERE Variable_name LIKE 'Handler_read%' OR Variable_name LIKE 'Sort%'")
+        connections[0].query(
+            "SHOW SESSION STATUS WHERE Variable_name LIKE 'Handler_read%' OR Variable_name LIKE 'Sort%'"
+        )
         rows = connections[0].store_result().fetch_row(0)
-        return {(name.decode() if isinstance(name, bytes) else name): int(value) for name, value in rows}
+        return {
+            (name.decode() if isinstance(name, bytes) else name): int(value) for name, value in rows
+        }
 
     monkeypatch.setattr(MySQLdb, "connect", spied)
     with slim.Datastore(**connect) as watched:
-        for index, match, after in ((by_user, {"user": "u1"}, None), (by_time, {"user": "u1", "time": slice(None, None)}, None),
-                                    (by_time, {"user": "u1", "time": slice(10, 400)}, None),
-                                    (by_time, {"user": "u1", "time": slice(None, None)}, last)):
-            list(index.find(watched, {"user": "nobody"}))       # what it looks up once is known from here on
+        for index, match, after in (
+            (by_user, {"user": "u1"}, None),
+            (by_time, {"user": "u1", "time": slice(None, None)}, None),
+            (by_time, {"user": "u1", "time": slice(10, 400)}, None),
+            (by_time, {"user": "u1", "time": slice(None, None)}, last),
+        ):
+            list(
+                index.find(watched, {"user": "nobody"})
+            )  # what it looks up once is known from here on
             before = handlers()
             sent.clear()
             assert len(list(index.find(watched, match, reverse=True, limit=20, after=after))) == 20
-            select, = sent
+            (select,) = sent
             after_it = handlers()
             read = {name: count - before[name] for name, count in after_it.items()}
             assert not [name for name, count in read.items() if name.startswith("Sort") and count]
             assert read["Handler_read_rnd"] == 0
-            behind = 2 if after else 0                          # rows with the same time as `after`, which are passed over
+            behind = 2 if after else 0  # rows with the same time as `after`, which are passed over
             assert read["Handler_read_prev"] + read["Handler_read_next"] <= 20 + behind
-            assert read["Handler_read_key"] <= 22               # the first of the index, and twenty entities
-            assert "filesort" not in plan(connections[0], select) and "temporary" not in plan(connections[0], select)
+            assert read["Handler_read_key"] <= 22  # the first of the index, and twenty entities
+            assert "filesort" not in plan(connections[0], select) and "temporary" not in plan(
+                connections[0], select
+            )
 
 
 def test_pages_go_on_behind_rows_that_are_stale(store: slim.Datastore, sql: Sql) -> None:
@@ -306,7 +430,9 @@ def test_pages_go_on_behind_rows_that_are_stale(store: slim.Datastore, sql: Sql)
 
 
 @pytest.mark.parametrize("after", [{"id": "k"}, {"n": 1}, "k", 5])
-def test_page_after_something_else_than_an_entity_of_the_index_is_a_clear_error(store: slim.Datastore, after: Any) -> None:
+def test_page_after_something_else_than_an_entity_of_the_index_is_a_clear_error(
+    store: slim.Datastore, after: Any
+) -> None:
     by_n = store.add_index(slim.Index("index_n", {"n": int}))
     with pytest.raises(TypeError, match="index_n: after takes an Entity with n, id"):
         list(by_n.find(store, {"n": slice(1, None)}, after=after))
@@ -328,5 +454,5 @@ def test_stale_version_with_a_taken_unique_value_is_a_conflict(store: slim.Datas
 def test_number_beyond_a_float_is_a_value_error_of_its_index(store: slim.Datastore) -> None:
     store.add_index(slim.Index("index_score", {"score": float}))
     with pytest.raises(ValueError, match="index_score: property score"):
-        store.put({"score": 10 ** 400})
+        store.put({"score": 10**400})
     assert len(store) == 0

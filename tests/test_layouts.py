@@ -1,4 +1,5 @@
 """Tables as a DBA lays them out: other keys, partitions, an added_id that jumps, an account that may not create tables."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -36,7 +37,9 @@ def use(store: slim.Datastore) -> None:
     for n in range(10):
         assert store.delete(f"e{n}")
         del model[f"e{n}"]
-        model[f"e{n + 10}"] = store.update(f"e{n + 10}", lambda entity: entity.update(user_id="new"))
+        model[f"e{n + 10}"] = store.update(
+            f"e{n + 10}", lambda entity: entity.update(user_id="new")
+        )
     assert not store.delete("e0")
     with pytest.raises(slim.Conflict):
         store.put({"id": "e20"}, expect=0)
@@ -48,32 +51,43 @@ def use(store: slim.Datastore) -> None:
     for user in "u0", "u1", "new", "nobody":
         ids = sorted(id for id, entity in model.items() if entity.get("user_id") == user)
         assert [entity["id"] for entity in BY_USER.find(store, {"user_id": user})] == ids
-        assert [entity["id"] for entity in BY_USER.find(store, {"user_id": user}, reverse=True, limit=2)] == ids[:-3:-1]
+        assert [
+            entity["id"] for entity in BY_USER.find(store, {"user_id": user}, reverse=True, limit=2)
+        ] == ids[:-3:-1]
     assert BY_USER.populate(store) == 0
 
 
 @pytest.mark.parametrize("index_partitions", ["", "PARTITION BY KEY (entity_id) PARTITIONS 4"])
 @pytest.mark.parametrize("partitions", ["", "PARTITION BY KEY (id) PARTITIONS 4"])
 def test_store_works_on_tables_laid_out_otherwise_and_leaves_them_so(
-        partitions: str, index_partitions: str, server: Named, connect: dict[str, Any], sql: Sql) -> None:
+    partitions: str, index_partitions: str, server: Named, connect: dict[str, Any], sql: Sql
+) -> None:
     collation = f"COLLATE={'utf8mb4_nopad_bin' if server.kind == 'mariadb' else 'utf8mb4_0900_bin'}"
     sql(ENTITIES.format(options=f"{collation} {partitions}"))
     sql(INDEX.format(options=f"{collation} {index_partitions}"))
 
     def layout() -> list[str]:
-        tables = [sql(f"SHOW CREATE TABLE {table}")[0][1] for table in ("entities", "index_user_id")]
+        tables = [
+            sql(f"SHOW CREATE TABLE {table}")[0][1] for table in ("entities", "index_user_id")
+        ]
         return [re.sub("AUTO_INCREMENT=[0-9]+ ", "", table) for table in tables]
+
     before = layout()
     with slim.Datastore(**connect, indexes=[BY_USER]) as store:
         use(store)
     assert layout() == before
 
 
-def test_store_works_when_added_id_jumps_and_does_not_rise_in_commit_order(connect: dict[str, Any]) -> None:
+def test_store_works_when_added_id_jumps_and_does_not_rise_in_commit_order(
+    connect: dict[str, Any],
+) -> None:
     def settings(offset: int) -> str:
         return f"SET SESSION auto_increment_increment = 1000, auto_increment_offset = {offset}"
-    with slim.Datastore(**connect, indexes=[BY_USER], init_command=settings(7)) as one, \
-            slim.Datastore(**connect, init_command=settings(500)) as other:
+
+    with (
+        slim.Datastore(**connect, indexes=[BY_USER], init_command=settings(7)) as one,
+        slim.Datastore(**connect, init_command=settings(500)) as other,
+    ):
         versions = []
         with one.transaction():
             one.put({"id": "slow", "user_id": "bob"})
@@ -87,14 +101,18 @@ def test_store_works_when_added_id_jumps_and_does_not_rise_in_commit_order(conne
             assert entity is not None
             versions.append(entity.version)
         slow = one.get("slow")
-        assert slow is not None and slow.version < min(versions)            # committed after those of the other
+        assert slow is not None and slow.version < min(
+            versions
+        )  # committed after those of the other
         ordered = sorted(versions)
         assert all(high - low > 1 for low, high in zip(ordered, ordered[1:]))
         with pytest.raises(slim.Conflict):
             other.put({"id": "e0"}, expect=versions[0] + 1)
         other.put({"id": "e0", "user_id": "bob"}, expect=versions[0])
         assert {entity["id"] for entity in BY_USER.get_all(one, user_id="bob")} == {"slow", "e0"}
-        assert sorted(entity["id"] for entity in other) == sorted(["slow", *(f"e{n}" for n in range(20))])
+        assert sorted(entity["id"] for entity in other) == sorted(
+            ["slow", *(f"e{n}" for n in range(20))]
+        )
         assert BY_USER.populate(one) == 0
         one.delete("slow")
         use(other)
@@ -106,20 +124,26 @@ def limited(server: Named, connect: dict[str, Any]) -> Iterator[dict[str, Any]]:
     name = f"slim_{uuid.uuid4().hex[:20]}"
     for host in "%", "localhost":
         server.query(f"CREATE USER '{name}'@'{host}' IDENTIFIED BY 'secret'")
-        server.query(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {connect['database']}.* TO '{name}'@'{host}'")
+        server.query(
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON {connect['database']}.* TO '{name}'@'{host}'"
+        )
     yield {**connect, "user": name, "password": "secret"}
     for host in "%", "localhost":
         server.query(f"DROP USER '{name}'@'{host}'")
 
 
-def test_account_that_may_not_create_tables_uses_those_that_stand(limited: dict[str, Any], connect: dict[str, Any]) -> None:
+def test_account_that_may_not_create_tables_uses_those_that_stand(
+    limited: dict[str, Any], connect: dict[str, Any]
+) -> None:
     slim.Datastore(**connect, indexes=[BY_USER], history=True).close()
     with slim.Datastore(**limited, indexes=[BY_USER]) as store:
         use(store)
         assert len(store.history("e20")) == 2
 
 
-def test_missing_table_is_an_error_that_prints_the_statement_for_the_dba(limited: dict[str, Any], sql: Sql) -> None:
+def test_missing_table_is_an_error_that_prints_the_statement_for_the_dba(
+    limited: dict[str, Any], sql: Sql
+) -> None:
     created = []
     while True:
         try:
@@ -130,13 +154,17 @@ def test_missing_table_is_an_error_that_prints_the_statement_for_the_dba(limited
             assert "secret" not in str(error)
             created.append(statement := "CREATE TABLE" + str(error).partition("CREATE TABLE")[2])
             sql(statement)
-    assert [statement.split()[2].strip("`") for statement in created] == ["entities", "index_user_id"]
+    assert [statement.split()[2].strip("`") for statement in created] == [
+        "entities",
+        "index_user_id",
+    ]
     with store:
         use(store)
 
 
 def test_index_of_another_account_cannot_be_removed_or_added_without_the_privilege(
-        limited: dict[str, Any], connect: dict[str, Any]) -> None:
+    limited: dict[str, Any], connect: dict[str, Any]
+) -> None:
     slim.Datastore(**connect, indexes=[BY_USER]).close()
     with slim.Datastore(**limited) as store:
         with pytest.raises((slim.Error, MySQLdb.Error), match="(?i)drop|denied"):

@@ -1,4 +1,5 @@
 """Bad input of every kind gets an error that names the value and the remedy, and leaves everything as it was."""
+
 from __future__ import annotations
 
 import contextlib
@@ -20,8 +21,15 @@ import slim
 Sql = Callable[..., list[tuple[Any, ...]]]
 SECRET = "s3cret-pa55word"
 BAD_IDS: list[tuple[Any, type[Exception], str]] = [
-    (1, TypeError, "1"), (None, TypeError, "None"), (b"x", TypeError, "b'x'"), (["x"], TypeError, "'x'"), (True, TypeError, "True"),
-    ("", ValueError, "''.*1 to 36|1 to 36.*''"), ("x" * 37, ValueError, "xxx.*37"), ("\ud800", ValueError, "ud800")]
+    (1, TypeError, "1"),
+    (None, TypeError, "None"),
+    (b"x", TypeError, "b'x'"),
+    (["x"], TypeError, "'x'"),
+    (True, TypeError, "True"),
+    ("", ValueError, "''.*1 to 36|1 to 36.*''"),
+    ("x" * 37, ValueError, "xxx.*37"),
+    ("\ud800", ValueError, "ud800"),
+]
 
 
 @pytest.fixture
@@ -29,30 +37,49 @@ def unchanged(store: slim.Datastore, sql: Sql) -> Iterator[slim.Index]:
     """An index over what is in the store; afterwards all tables must be as they were."""
     index = store.add_index(slim.Index("index_user", "user"))
     store.put({"id": "x", "user": "bob"})
-    before = sql("SELECT * FROM entities"), sql("SELECT * FROM index_user"), sql("SHOW TABLES LIKE 'index%'")
+    before = (
+        sql("SELECT * FROM entities"),
+        sql("SELECT * FROM index_user"),
+        sql("SHOW TABLES LIKE 'index%'"),
+    )
     yield index
-    assert (sql("SELECT * FROM entities"), sql("SELECT * FROM index_user"), sql("SHOW TABLES LIKE 'index%'")) == before
-    store.put({"id": "y", "user": "bob"})                       # and the connection is fit for the next call
+    assert (
+        sql("SELECT * FROM entities"),
+        sql("SELECT * FROM index_user"),
+        sql("SHOW TABLES LIKE 'index%'"),
+    ) == before
+    store.put({"id": "y", "user": "bob"})  # and the connection is fit for the next call
     assert len(index.get_all(store, user="bob")) == 2
 
 
 @pytest.mark.parametrize("id, kind, message", BAD_IDS, ids=lambda value: repr(value)[:12])
-def test_bad_id(store: slim.Datastore, unchanged: slim.Index, id: Any, kind: type[Exception], message: str) -> None:
+def test_bad_id(
+    store: slim.Datastore, unchanged: slim.Index, id: Any, kind: type[Exception], message: str
+) -> None:
     entity = {"id": id, "user": "bob"}
     before = dict(entity)
     calls: list[Callable[[], Any]] = [
-        lambda: store.put(entity), lambda: store.put_many([{"id": "z"}, entity]), lambda: store.get(id),
+        lambda: store.put(entity),
+        lambda: store.put_many([{"id": "z"}, entity]),
+        lambda: store.get(id),
         lambda: store.get_many(["x", id]),
-        lambda: store.delete(id), lambda: store.update(id, lambda old: None), lambda: id in store,
-        lambda: unchanged.put(store, entity)]
+        lambda: store.delete(id),
+        lambda: store.update(id, lambda old: None),
+        lambda: id in store,
+        lambda: unchanged.put(store, entity),
+    ]
     for call in calls:
         with pytest.raises(kind, match=message):
             call()
     assert entity == before
 
 
-@pytest.mark.parametrize("entity", [None, 1, "text", b"bytes", [("id", "x")], {"id"}, object()], ids=repr)
-def test_entity_that_is_no_dictionary(store: slim.Datastore, unchanged: slim.Index, entity: Any) -> None:
+@pytest.mark.parametrize(
+    "entity", [None, 1, "text", b"bytes", [("id", "x")], {"id"}, object()], ids=repr
+)
+def test_entity_that_is_no_dictionary(
+    store: slim.Datastore, unchanged: slim.Index, entity: Any
+) -> None:
     for put in store.put, lambda entity: store.put_many([entity]):
         with pytest.raises(TypeError, match=f"dict.*{type(entity).__name__}"):
             put(entity)
@@ -63,10 +90,14 @@ class Unreadable:
         raise ZeroDivisionError("in the value's own code")
 
 
-@pytest.mark.parametrize("value", [lambda: None, (n for n in [1]), io.BytesIO(), Unreadable(), open, type],
-                         ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [lambda: None, (n for n in [1]), io.BytesIO(), Unreadable(), open, type],
+    ids=lambda v: type(v).__name__,
+)
 def test_value_that_cannot_be_stored_leaves_the_dictionary_as_it_was(
-        store: slim.Datastore, unchanged: slim.Index, value: Any) -> None:
+    store: slim.Datastore, unchanged: slim.Index, value: Any
+) -> None:
     entity = {"user": "bob", "value": value}
     for put in store.put, lambda entity: store.put_many([entity]):
         with pytest.raises((TypeError, slim.Untrusted)):
@@ -78,10 +109,12 @@ def test_entity_that_is_in_itself_is_stored(store: slim.Datastore) -> None:
     entity: dict[str, Any] = {"id": "x"}
     entity["self"] = entity
     store.put(entity)
-    assert store.get("x")["self"]["id"] == "x"                  # type: ignore[index]
+    assert store.get("x")["self"]["id"] == "x"  # type: ignore[index]
 
 
-def test_entity_nested_too_deep_is_a_type_error(store: slim.Datastore, unchanged: slim.Index) -> None:
+def test_entity_nested_too_deep_is_a_type_error(
+    store: slim.Datastore, unchanged: slim.Index
+) -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -90,13 +123,20 @@ def test_entity_nested_too_deep_is_a_type_error(store: slim.Datastore, unchanged
 
 
 @pytest.mark.parametrize("expect", ["1", 1.0, True, -1, b"1"], ids=repr)
-def test_expected_version_that_is_no_number(store: slim.Datastore, unchanged: slim.Index, expect: Any) -> None:
-    for call in lambda: store.put({"id": "x"}, expect=expect), lambda: store.delete("x", expect=expect):
+def test_expected_version_that_is_no_number(
+    store: slim.Datastore, unchanged: slim.Index, expect: Any
+) -> None:
+    for call in (
+        lambda: store.put({"id": "x"}, expect=expect),
+        lambda: store.delete("x", expect=expect),
+    ):
         with pytest.raises((TypeError, ValueError), match=repr(expect)):
             call()
 
 
-def test_put_that_fails_writes_no_id_into_the_dictionary(store: slim.Datastore, unchanged: slim.Index) -> None:
+def test_put_that_fails_writes_no_id_into_the_dictionary(
+    store: slim.Datastore, unchanged: slim.Index
+) -> None:
     for entity in {"user": 1}, {"user": "x" * 200}, {"user": "bob", "f": lambda: None}:
         keys = list(entity)
         with pytest.raises((TypeError, ValueError, slim.Untrusted)):
@@ -104,14 +144,21 @@ def test_put_that_fails_writes_no_id_into_the_dictionary(store: slim.Datastore, 
         assert list(entity) == keys
 
 
-def test_index_that_stands_otherwise_is_refused(store: slim.Datastore, unchanged: slim.Index) -> None:
-    for other in slim.Index("index_user", "name"), slim.Index("index_user", {"user": int}), slim.Index("index_user", ["user", "n"]):
+def test_index_that_stands_otherwise_is_refused(
+    store: slim.Datastore, unchanged: slim.Index
+) -> None:
+    for other in (
+        slim.Index("index_user", "name"),
+        slim.Index("index_user", {"user": int}),
+        slim.Index("index_user", ["user", "n"]),
+    ):
         with pytest.raises(ValueError, match="index_user stands as.*remove it"):
             store.add_index(other)
 
 
 def test_add_index_that_the_entities_do_not_fit_names_the_entity_and_leaves_no_table(
-        store: slim.Datastore, unchanged: slim.Index) -> None:
+    store: slim.Datastore, unchanged: slim.Index
+) -> None:
     with pytest.raises(TypeError, match="'x'.*index_age.*'bob'"):
         store.add_index(slim.Index("index_age", {"user": int}))
 
@@ -122,21 +169,33 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
     store.close()
     store.close()
     calls: list[Callable[[], Any]] = [
-        lambda: store.put({}), lambda: store.put_many([{}]), lambda: store.get("x"), lambda: store.get_many(["x"]),
+        lambda: store.put({}),
+        lambda: store.put_many([{}]),
+        lambda: store.get("x"),
+        lambda: store.get_many(["x"]),
         lambda: store.delete("x"),
-        lambda: store.update("x", lambda old: None), lambda: store.transaction().__enter__(), lambda: list(store),
+        lambda: store.update("x", lambda old: None),
+        lambda: store.transaction().__enter__(),
+        lambda: list(store),
         lambda: len(store),
-        lambda: "x" in store, lambda: store.history("x"), lambda: store.schema(), lambda: store.indexes,
-        lambda: store.add_index(index), lambda: store.remove_index(index), lambda: index.get_all(store, user="bob"),
+        lambda: "x" in store,
+        lambda: store.history("x"),
+        lambda: store.schema(),
+        lambda: store.indexes,
+        lambda: store.add_index(index),
+        lambda: store.remove_index(index),
+        lambda: index.get_all(store, user="bob"),
         lambda: index.count(store),
-        lambda: index.populate(store)]
+        lambda: index.populate(store),
+    ]
     for call in calls:
         with pytest.raises(slim.Error, match="closed"):
             call()
 
 
 def test_thread_that_connects_while_the_store_is_closed_gets_nothing_done(
-        store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect = MySQLdb.connect
 
     def slow(**where: Any) -> Any:
@@ -150,7 +209,8 @@ def test_thread_that_connects_while_the_store_is_closed_gets_nothing_done(
 
 
 def test_write_cut_off_in_its_commit_is_unknown_also_if_the_store_is_closed_then(
-        store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send = store._send
 
     def cut(connection: Any, *statements: bytes, results: int = 0) -> Any:
@@ -164,11 +224,15 @@ def test_write_cut_off_in_its_commit_is_unknown_also_if_the_store_is_closed_then
         store.put({"id": "a"})
 
 
-def test_signal_in_a_rollback_leaves_the_next_write_as_it_is(store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_in_a_rollback_leaves_the_next_write_as_it_is(
+    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(connection: Any, *statements: bytes, **options: Any) -> Any:
         if statements == (b"ROLLBACK",):
             raise KeyboardInterrupt
-        raise MySQLdb.OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
+        raise MySQLdb.OperationalError(
+            1213, "Deadlock found when trying to get lock; try restarting transaction"
+        )
 
     monkeypatch.setattr(store, "_send", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +243,9 @@ def test_signal_in_a_rollback_leaves_the_next_write_as_it_is(store: slim.Datasto
 
 
 def test_packet_over_the_servers_limit_is_refused_to_the_byte(store: slim.Datastore) -> None:
-    store._max_packet = 64 << 10                                # less than the server's: what is refused is seen, what is sent too
+    store._max_packet = (
+        64 << 10
+    )  # less than the server's: what is refused is seen, what is sent too
     send, longest = store._send, 0
 
     def measured(connection: Any, *statements: bytes, **options: Any) -> Any:
@@ -187,7 +253,7 @@ def test_packet_over_the_servers_limit_is_refused_to_the_byte(store: slim.Datast
         longest = max(longest, len(b";".join(statements)))
         return send(connection, *statements, **options)
 
-    store._send = measured                                      # type: ignore[method-assign]
+    store._send = measured  # type: ignore[method-assign]
     dice = random.Random(1)
     for size in range(63_300, 64_100):
         with contextlib.suppress(ValueError):
@@ -195,7 +261,9 @@ def test_packet_over_the_servers_limit_is_refused_to_the_byte(store: slim.Datast
     assert (64 << 10) - 100 < longest < 64 << 10
 
 
-@pytest.mark.parametrize("name", ["Conflict", "Corrupt", "Duplicate", "NotPopulated", "Unknown", "Untrusted"])
+@pytest.mark.parametrize(
+    "name", ["Conflict", "Corrupt", "Duplicate", "NotPopulated", "Unknown", "Untrusted"]
+)
 def test_errors_of_slim_derive_from_its_error(name: str) -> None:
     assert issubclass(getattr(slim, name), slim.Error)
 
@@ -229,11 +297,16 @@ def test_no_server_is_told_at_once(connect: dict[str, Any]) -> None:
 
 
 def test_password_is_in_no_message_repr_or_log(
-        server: Named, connect: dict[str, Any], store: slim.Datastore, caplog: pytest.LogCaptureFixture) -> None:
+    server: Named, connect: dict[str, Any], store: slim.Datastore, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     shown = []
     wrong = {**connect, "user": "nobody_at_all", "password": SECRET}
-    for bad in wrong, {**wrong, "port": free_port(), "host": "127.0.0.1"}, {**wrong, "no_such_argument": 1}:
+    for bad in (
+        wrong,
+        {**wrong, "port": free_port(), "host": "127.0.0.1"},
+        {**wrong, "no_such_argument": 1},
+    ):
         with pytest.raises((MySQLdb.Error, TypeError)) as caught:
             slim.Datastore(**bad)
         shown.append("".join(traceback.format_exception(caught.value)))
@@ -242,21 +315,29 @@ def test_password_is_in_no_message_repr_or_log(
         server.query(f"GRANT ALL ON {connect['database']}.* TO 'slim_secret'@'%'")
         known = {**connect, "user": "slim_secret", "password": SECRET}
         if server.kind == "mysql":
-            known["ssl_mode"] = "PREFERRED"                     # as its accounts with a password want it
+            known["ssl_mode"] = "PREFERRED"  # as its accounts with a password want it
         with slim.Datastore(**known) as opened:
             shown += [repr(opened), str(opened)]
             assert connect["database"] in repr(opened)
             with pytest.raises(TypeError) as failed:
-                opened.put(None)                                # type: ignore[arg-type]
+                opened.put(None)  # type: ignore[arg-type]
             shown.append(str(failed.value))
     finally:
         server.query("DROP USER 'slim_secret'@'%'")
     assert SECRET not in "".join(shown) + caplog.text
 
 
-@pytest.mark.parametrize("columns", ["entity_id VARCHAR(36) PRIMARY KEY, name VARCHAR(9), secret INT",
-                                     "entity_id VARCHAR(36) PRIMARY KEY, name TEXT", "id VARCHAR(36) PRIMARY KEY, name VARCHAR(9)"])
-def test_table_of_another_application_is_refused_as_an_index_and_not_touched(columns: str, store: slim.Datastore, sql: Sql) -> None:
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "entity_id VARCHAR(36) PRIMARY KEY, name VARCHAR(9), secret INT",
+        "entity_id VARCHAR(36) PRIMARY KEY, name TEXT",
+        "id VARCHAR(36) PRIMARY KEY, name VARCHAR(9)",
+    ],
+)
+def test_table_of_another_application_is_refused_as_an_index_and_not_touched(
+    columns: str, store: slim.Datastore, sql: Sql
+) -> None:
     sql(f"CREATE TABLE users ({columns})")
     sql(f"INSERT INTO users ({columns.split()[0]}, name) VALUES ('k', 'Ann')")
     for _ in range(2):

@@ -1,4 +1,5 @@
 """All calls, in any order, against a plain dictionary that obeys the same rules."""
+
 from __future__ import annotations
 
 import copy
@@ -8,16 +9,30 @@ import pytest
 from check import queries, wrong
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 import slim
 
 IDS = st.sampled_from(["a", "A", "á", "b", "b "])
-VALUES = {"user": st.sampled_from(["bob", "Bob", "bób", "ann", "ann ", ""]), "n": st.integers(-2, 2),
-          "email": st.sampled_from("xyz")}
-ENTITIES = st.fixed_dictionaries({"id": IDS}, optional={name: st.none() | values for name, values in VALUES.items()})
-INDEXES = [slim.Index("index_user", "user"), slim.Index("index_n_user", {"n": int, "user": str}),
-           slim.Index("index_email", "email", unique=True)]
+VALUES = {
+    "user": st.sampled_from(["bob", "Bob", "bób", "ann", "ann ", ""]),
+    "n": st.integers(-2, 2),
+    "email": st.sampled_from("xyz"),
+}
+ENTITIES = st.fixed_dictionaries(
+    {"id": IDS}, optional={name: st.none() | values for name, values in VALUES.items()}
+)
+INDEXES = [
+    slim.Index("index_user", "user"),
+    slim.Index("index_n_user", {"n": int, "user": str}),
+    slim.Index("index_email", "email", unique=True),
+]
 UNIQUE = INDEXES[2]
 
 
@@ -79,7 +94,10 @@ class Model(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.store.update(id, lambda entity: entity.update(n=n))
         else:
-            assert self.store.update(id, lambda entity: entity.update(n=n), default) == {**start, "n": n}
+            assert self.store.update(id, lambda entity: entity.update(n=n), default) == {
+                **start,
+                "n": n,
+            }
             self.was_put({**start, "n": n})
 
     @rule(id=IDS, history=st.booleans())
@@ -138,33 +156,58 @@ class Model(RuleBasedStateMachine):
 
     @rule(user=VALUES["user"], low=VALUES["n"], high=VALUES["n"], reverse=st.booleans())
     def find(self, user: str, low: int, high: int, reverse: bool) -> None:
-        for index, match in ((INDEXES[0], {"user": user}), (INDEXES[1], {"user": user, "n": slice(low, high)})):
+        for index, match in (
+            (INDEXES[0], {"user": user}),
+            (INDEXES[1], {"user": user, "n": slice(low, high)}),
+        ):
             if index.table not in self.tables:
                 with pytest.raises(slim.NotPopulated):
                     index.get_all(self.store, **match)
                 continue
-            found = [entity for entity in self.entities.values() if entity.get("user") == user and (
-                "n" not in match or entity.get("n") is not None and low <= entity["n"] < high)]
-            ordered = sorted(found, key=lambda entity: (entity["n"] if "n" in match else 0, entity["id"].encode()), reverse=reverse)
+            found = [
+                entity
+                for entity in self.entities.values()
+                if entity.get("user") == user
+                and ("n" not in match or entity.get("n") is not None and low <= entity["n"] < high)
+            ]
+            ordered = sorted(
+                found,
+                key=lambda entity: (entity["n"] if "n" in match else 0, entity["id"].encode()),
+                reverse=reverse,
+            )
             assert list(index.find(self.store, match, reverse=reverse)) == ordered
             assert index.count(self.store, **match) == len(found)
 
     @invariant()
     def agrees(self) -> None:
         if hasattr(self, "store"):
-            assert {entity["id"]: entity for entity in self.store} == self.entities == self.store.get_many("aAáb")| {
-                id: self.store.get(id) for id in ["b "] if id in self.store}
+            assert (
+                {entity["id"]: entity for entity in self.store}
+                == self.entities
+                == self.store.get_many("aAáb")
+                | {id: self.store.get(id) for id in ["b "] if id in self.store}
+            )
             assert {entity["id"]: entity.version for entity in self.store} == self.versions
             assert list(self.versions) == [] or [entity["id"] for entity in self.store] == sorted(
-                self.versions, key=self.versions.__getitem__)
+                self.versions, key=self.versions.__getitem__
+            )
             assert len(self.store) == len(self.entities)
             assert {index.table for index in self.store.indexes} == self.tables
             for id in "a", "b ":
-                assert [(entity.version, entity) for entity in self.store.history(id)] == self.puts.get(id, [])
+                assert [
+                    (entity.version, entity) for entity in self.store.history(id)
+                ] == self.puts.get(id, [])
             assert wrong(self.connect) == []
 
 
 def test_store_behaves_as_a_dictionary_does(connect: dict[str, Any], long: bool) -> None:
-    run_state_machine_as_test(type("Model", (Model,), {"connect": connect}), settings=settings(
-        max_examples=300 if long else 12, stateful_step_count=30, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(
+        type("Model", (Model,), {"connect": connect}),
+        settings=settings(
+            max_examples=300 if long else 12,
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

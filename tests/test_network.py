@@ -1,4 +1,5 @@
 """A network that is cut at every byte position that matters: done once, not done, or an error that it is not known."""
+
 from __future__ import annotations
 
 import contextlib
@@ -70,8 +71,16 @@ def positions(conversation: list[Packet]) -> list[tuple[int, int]]:
     found = []
     for number, packet in enumerate(conversation):
         size = len(packet.data)
-        ends = [n for n, byte in enumerate(packet.data) if byte == ord(";")] if packet.from_client else []
-        inside = {0, 3, 4, 5, size // 2, size - 1, size, *ends, *(n + 1 for n in ends)} if packet.from_client else {0, size // 2}
+        ends = (
+            [n for n, byte in enumerate(packet.data) if byte == ord(";")]
+            if packet.from_client
+            else []
+        )
+        inside = (
+            {0, 3, 4, 5, size // 2, size - 1, size, *ends, *(n + 1 for n in ends)}
+            if packet.from_client
+            else {0, size // 2}
+        )
         found += [(number, keep) for keep in sorted(inside)]
     return found + [(len(conversation) - 1, len(conversation[-1].data))]
 
@@ -80,7 +89,13 @@ class CutAt:
     """Cuts once, in the packet of this number, after so many of its bytes; later connections go through."""
 
     def __init__(self, number: int, keep: int) -> None:
-        self.number, self.keep, self.seen, self.done, self.lock = number, keep, 0, False, threading.Lock()
+        self.number, self.keep, self.seen, self.done, self.lock = (
+            number,
+            keep,
+            0,
+            False,
+            threading.Lock(),
+        )
 
     def __call__(self, packet: Packet) -> int | None:
         with self.lock:
@@ -92,13 +107,28 @@ class CutAt:
 
 
 @pytest.mark.parametrize("history", [False, True])
-@pytest.mark.parametrize("call", [put, put_expecting, put_many, update, transaction, delete, delete_expecting, get])
+@pytest.mark.parametrize(
+    "call", [put, put_expecting, put_many, update, transaction, delete, delete_expecting, get]
+)
 def test_call_that_is_cut_off_is_done_once_or_not_or_not_known(
-        call: Callable[[slim.Datastore, int], None], history: bool, proxy: Proxy, through: dict[str, Any],
-        connect: dict[str, Any]) -> None:
-    after = {"get": {"a": OLD}, "delete": {}, "delete_expecting": {}, "put_many": {"a": NEW, "b": {"id": "b", "n": 2}},
-             "transaction": {"a": NEW, "b": {"id": "b", "n": 2}}}.get(call.__name__, {"a": NEW})
-    with queries(connect) as query, slim.Datastore(**connect) as direct, contextlib.ExitStack() as stack:
+    call: Callable[[slim.Datastore, int], None],
+    history: bool,
+    proxy: Proxy,
+    through: dict[str, Any],
+    connect: dict[str, Any],
+) -> None:
+    after = {
+        "get": {"a": OLD},
+        "delete": {},
+        "delete_expecting": {},
+        "put_many": {"a": NEW, "b": {"id": "b", "n": 2}},
+        "transaction": {"a": NEW, "b": {"id": "b", "n": 2}},
+    }.get(call.__name__, {"a": NEW})
+    with (
+        queries(connect) as query,
+        slim.Datastore(**connect) as direct,
+        contextlib.ExitStack() as stack,
+    ):
         others = sessions(query)
         store = stack.enter_context(slim.Datastore(**through, indexes=INDEXES, history=history))
         conversation: list[Packet] = []
@@ -108,7 +138,7 @@ def test_call_that_is_cut_off_is_done_once_or_not_or_not_known(
             direct.delete("a", history=True)
             direct.put(OLD)
             version = direct.get("a").version
-            assert "a" in store                                 # and so has a connection
+            assert "a" in store  # and so has a connection
             proxy.cut = cut
             return version
 
@@ -126,19 +156,24 @@ def test_call_that_is_cut_off_is_done_once_or_not_or_not_known(
                 outcome = "not"
             until(lambda cut=cut: cut.done)
             proxy.cut = None
-            until(lambda mine=mine: mine - sessions(query))     # the server has let go of what was cut off
+            until(
+                lambda mine=mine: mine - sessions(query)
+            )  # the server has let go of what was cut off
             where = f"{call.__name__} cut in packet {number} of {len(conversation)} after {keep} bytes: {outcome}"
             entities = direct.get_many(["a", "b"])
-            allowed = {"done": [after], "not": [{"a": OLD}], "unknown": [after, {"a": OLD}]}[outcome]
+            allowed = {"done": [after], "not": [{"a": OLD}], "unknown": [after, {"a": OLD}]}[
+                outcome
+            ]
             assert entities in allowed, where
             if history:
                 versions = [entity["n"] for entity in direct.history("a")]
-                assert versions == [NEW["n"], OLD["n"]][entities.get("a", OLD) == OLD:], where
+                assert versions == [NEW["n"], OLD["n"]][entities.get("a", OLD) == OLD :], where
             assert wrong(connect) == [], where
 
 
 def test_put_cut_off_while_it_waits_for_a_lock_is_done_once(
-        proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]) -> None:
+    proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]
+) -> None:
     """The server works on a request whose sender is gone; what slim repeats is not to be done beside it."""
     rival = MySQLdb.connect(**connect)
     with queries(connect) as query, contextlib.ExitStack() as stack:
@@ -162,7 +197,8 @@ def test_put_cut_off_while_it_waits_for_a_lock_is_done_once(
 
 
 def test_server_that_is_gone_is_an_error_of_the_driver_without_the_password(
-        proxy: Proxy, through: dict[str, Any]) -> None:
+    proxy: Proxy, through: dict[str, Any]
+) -> None:
     proxy.cut = lambda packet: 0
     with pytest.raises(MySQLdb.OperationalError) as caught:
         slim.Datastore(**{**through, "password": "s3cret"})
@@ -170,7 +206,8 @@ def test_server_that_is_gone_is_an_error_of_the_driver_without_the_password(
 
 
 def test_put_lost_on_its_way_is_done_though_an_older_version_was_the_same(
-        proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]) -> None:
+    proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]
+) -> None:
     with slim.Datastore(**through, history=True) as store:
         for on in True, False:
             store.put({"id": "k", "on": on})

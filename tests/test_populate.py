@@ -1,4 +1,5 @@
 """populate makes an index agree with its entities while all go on writing, and no program can make one wrong."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +26,10 @@ WRITERS, KEYS = 8, 60
 
 def entity(dice: random.Random) -> dict[str, Any]:
     whole = {"user": f"user-{dice.randrange(5)}", "number": dice.randrange(9)}
-    return {"id": f"e{dice.randrange(KEYS)}", **{name: value for name, value in whole.items() if dice.random() < 0.8}}
+    return {
+        "id": f"e{dice.randrange(KEYS)}",
+        **{name: value for name, value in whole.items() if dice.random() < 0.8},
+    }
 
 
 def write_until(stop: threading.Event, store: slim.Datastore, seed: int) -> int:
@@ -33,7 +37,11 @@ def write_until(stop: threading.Event, store: slim.Datastore, seed: int) -> int:
     dice, count = random.Random(seed), 0
     while not stop.is_set():
         store.put(entity(dice))
-        store.update(f"e{dice.randrange(KEYS)}", lambda entity: entity.update(number=dice.randrange(9)), default={})
+        store.update(
+            f"e{dice.randrange(KEYS)}",
+            lambda entity: entity.update(number=dice.randrange(9)),
+            default={},
+        )
         store.delete(f"e{dice.randrange(KEYS)}")
         count += 3
     return count
@@ -44,7 +52,7 @@ def populate_until_killed(connect: dict[str, Any], path: Any) -> None:
         for number, row in enumerate(rows):
             if number == 1500:
                 path.touch()
-                threading.Event().wait()                        # for the SIGKILL
+                threading.Event().wait()  # for the SIGKILL
             yield row
 
     with slim.Datastore(**connect) as store:
@@ -52,7 +60,10 @@ def populate_until_killed(connect: dict[str, Any], path: Any) -> None:
 
 
 def test_program_that_names_no_index_keeps_all_of_them(connect: dict[str, Any]) -> None:
-    with slim.Datastore(**connect, indexes=[BY_USER, slim.Index("index_both", {"number": int, "user": str}, unique=True)]):
+    with slim.Datastore(
+        **connect,
+        indexes=[BY_USER, slim.Index("index_both", {"number": int, "user": str}, unique=True)],
+    ):
         pass
     with slim.Datastore(**connect) as script:
         assert [index.table for index in script.indexes] == ["index_both", "index_user"]
@@ -66,7 +77,9 @@ def test_program_that_names_no_index_keeps_all_of_them(connect: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("run", range(10))
-def test_populate_while_eight_threads_write_ends_with_no_row_wrong(run: int, connect: dict[str, Any]) -> None:
+def test_populate_while_eight_threads_write_ends_with_no_row_wrong(
+    run: int, connect: dict[str, Any]
+) -> None:
     """The writers' Datastore was open before there was the index, and nobody tells it."""
     stop = threading.Event()
     with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
@@ -79,19 +92,30 @@ def test_populate_while_eight_threads_write_ends_with_no_row_wrong(run: int, con
             stop.set()
             return 0
 
-        counts = in_threads(add, *(lambda seed=seed: write_until(stop, old, 100 * run + seed) for seed in range(WRITERS)))
+        counts = in_threads(
+            add,
+            *(
+                lambda seed=seed: write_until(stop, old, 100 * run + seed)
+                for seed in range(WRITERS)
+            ),
+        )
         assert sum(counts) > 0
         assert {found["id"] for found in BY_USER.get_all(old, user="user-1")} == {
-            found["id"] for found in old if found.get("user") == "user-1"}
+            found["id"] for found in old if found.get("user") == "user-1"
+        }
         assert wrong(connect) == []
         assert (BY_USER.populate(new), BY_NUMBER.populate(new)) == (0, 0)
 
 
-def test_populate_killed_half_way_is_run_again_and_ends_right(connect: dict[str, Any], tmp_path: Any) -> None:
+def test_populate_killed_half_way_is_run_again_and_ends_right(
+    connect: dict[str, Any], tmp_path: Any
+) -> None:
     with slim.Datastore(**connect) as store:
         store.put_many({"user": f"user-{n % 7}"} for n in range(4000))
         store.add_index(BY_USER, populate=False)
-        process = load.CONTEXT.Process(target=populate_until_killed, args=(connect, tmp_path / "half"), daemon=True)
+        process = load.CONTEXT.Process(
+            target=populate_until_killed, args=(connect, tmp_path / "half"), daemon=True
+        )
         process.start()
         until((tmp_path / "half").exists)
         process.kill()
@@ -100,7 +124,9 @@ def test_populate_killed_half_way_is_run_again_and_ends_right(connect: dict[str,
             BY_USER.get_all(store, user="user-1")
         store.put({"id": "meanwhile", "user": "user-1"})
         assert BY_USER.populate(store) >= 2000
-        assert BY_USER.count(store, user="user-1") == len(BY_USER.get_all(store, user="user-1")) == 573
+        assert (
+            BY_USER.count(store, user="user-1") == len(BY_USER.get_all(store, user="user-1")) == 573
+        )
         assert BY_USER.populate(store) == 0
     assert wrong(connect) == []
 
@@ -112,8 +138,11 @@ def test_index_not_populated_answers_in_no_process_until_it_is(connect: dict[str
         with slim.Datastore(**connect) as later:
             for store in before, maker, later:
                 store.put({"id": "new", "user": "bob"})
-                for query in (lambda store=store: BY_USER.get_all(store, user="bob"), lambda store=store: BY_USER.count(store),
-                              lambda store=store: list(BY_USER.find(store, {}))):
+                for query in (
+                    lambda store=store: BY_USER.get_all(store, user="bob"),
+                    lambda store=store: BY_USER.count(store),
+                    lambda store=store: list(BY_USER.find(store, {})),
+                ):
                     with pytest.raises(slim.NotPopulated, match="index_user"):
                         query()
             assert BY_USER.populate(maker) == 5
@@ -123,23 +152,36 @@ def test_index_not_populated_answers_in_no_process_until_it_is(connect: dict[str
 
 
 def test_index_created_late_by_a_process_that_looked_early_hides_no_populated_one(
-        connect: dict[str, Any], sql: Callable[..., Any]) -> None:
+    connect: dict[str, Any], sql: Callable[..., Any]
+) -> None:
     with slim.Datastore(**connect, indexes=[BY_USER]) as store:
-        sql(f"CREATE TABLE `{BY_USER.table}~` LIKE {BY_USER.table}")    # it saw that there was none, and was slow
+        sql(
+            f"CREATE TABLE `{BY_USER.table}~` LIKE {BY_USER.table}"
+        )  # it saw that there was none, and was slow
         with slim.Datastore(**connect) as other:
             other.put({"id": "x", "user": "bob"})
-            assert BY_USER.get_all(store, user="bob") == BY_USER.get_all(other, user="bob") == [{"id": "x", "user": "bob"}]
+            assert (
+                BY_USER.get_all(store, user="bob")
+                == BY_USER.get_all(other, user="bob")
+                == [{"id": "x", "user": "bob"}]
+            )
         store.remove_index(BY_USER)
     assert not sql(f"SHOW TABLES LIKE '{BY_USER.table}%'")
 
 
-@pytest.mark.parametrize("call", [
-    lambda store: store.put({"id": "a", "user": "ann"}),
-    lambda store: store.put({"id": "a", "user": "ann"}, expect=store.get("a").version),
-    lambda store: store.put_many([{"id": "a", "user": "ann"}, {"id": "b", "user": "ann"}]),
-    lambda store: store.update("a", lambda entity: entity.update(user="ann")),
-    lambda store: store.delete("a")])
-def test_old_process_cannot_make_a_new_index_wrong(call: Callable[[slim.Datastore], Any], connect: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.put({"id": "a", "user": "ann"}),
+        lambda store: store.put({"id": "a", "user": "ann"}, expect=store.get("a").version),
+        lambda store: store.put_many([{"id": "a", "user": "ann"}, {"id": "b", "user": "ann"}]),
+        lambda store: store.update("a", lambda entity: entity.update(user="ann")),
+        lambda store: store.delete("a"),
+    ],
+)
+def test_old_process_cannot_make_a_new_index_wrong(
+    call: Callable[[slim.Datastore], Any], connect: dict[str, Any]
+) -> None:
     with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
         old.put({"id": "a", "user": "bob"})
         new.add_index(BY_USER)
@@ -151,12 +193,21 @@ def test_old_process_cannot_make_a_new_index_wrong(call: Callable[[slim.Datastor
     assert wrong(connect) == []
 
 
-def test_add_index_waits_for_a_transaction_that_does_not_know_it(connect: dict[str, Any], sql: Callable[..., Any]) -> None:
+def test_add_index_waits_for_a_transaction_that_does_not_know_it(
+    connect: dict[str, Any], sql: Callable[..., Any]
+) -> None:
     put, added = threading.Event(), threading.Event()
-    galera = bool(sql("SHOW STATUS WHERE variable_name = 'wsrep_connected' AND value = 'ON'"))     # it waits for none
+    galera = bool(
+        sql("SHOW STATUS WHERE variable_name = 'wsrep_connected' AND value = 'ON'")
+    )  # it waits for none
     with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
+
         def write() -> None:
-            with pytest.raises(MySQLdb.OperationalError, match="1213") if galera else contextlib.nullcontext():
+            with (
+                pytest.raises(MySQLdb.OperationalError, match="1213")
+                if galera
+                else contextlib.nullcontext()
+            ):
                 with old.transaction():
                     old.put({"id": "a", "user": "bob"})
                     put.set()
@@ -173,7 +224,8 @@ def test_add_index_waits_for_a_transaction_that_does_not_know_it(connect: dict[s
 
 
 def test_populate_repairs_and_counts_missing_stale_and_orphaned_rows(
-        store: slim.Datastore, connect: dict[str, Any], sql: Callable[..., Any]) -> None:
+    store: slim.Datastore, connect: dict[str, Any], sql: Callable[..., Any]
+) -> None:
     store.add_index(BY_USER)
     store.put_many({"id": f"e{n}", "user": "bob"} for n in range(20))
     sql("DELETE FROM index_user WHERE entity_id IN ('e1', 'e2')")
@@ -185,7 +237,9 @@ def test_populate_repairs_and_counts_missing_stale_and_orphaned_rows(
     assert BY_USER.populate(store) == 0
 
 
-def test_populate_of_a_unique_index_names_the_duplicate_and_adds_no_index(store: slim.Datastore) -> None:
+def test_populate_of_a_unique_index_names_the_duplicate_and_adds_no_index(
+    store: slim.Datastore,
+) -> None:
     store.put_many({"id": f"e{n}", "email": f"{n % 9}"} for n in range(10))
     unique = slim.Index("index_email", "email", unique=True)
     with pytest.raises(slim.Duplicate) as caught:
@@ -219,12 +273,17 @@ def test_history_switched_on_is_kept_by_those_who_were_running(connect: dict[str
         with slim.Datastore(**connect, history=True) as new:
             old.put({"id": "a", "n": 1})
             old.update("a", lambda entity: entity.update(n=2))
-            assert [entity["n"] for entity in new.history("a")] == [2, 1] == [entity["n"] for entity in old.history("a")]
+            assert (
+                [entity["n"] for entity in new.history("a")]
+                == [2, 1]
+                == [entity["n"] for entity in old.history("a")]
+            )
     assert wrong(connect) == []
 
 
 def test_history_is_kept_by_all_or_none_wherever_who_switches_it_on_dies(
-        connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with slim.Datastore(**connect) as running:
         send, last = slim.Datastore._send, 0
         for last in itertools.count():
@@ -250,7 +309,9 @@ def test_history_is_kept_by_all_or_none_wherever_who_switches_it_on_dies(
     assert wrong(connect) == []
 
 
-def test_indexes_that_come_and_go_at_once_are_right_when_they_are_added(connect: dict[str, Any]) -> None:
+def test_indexes_that_come_and_go_at_once_are_right_when_they_are_added(
+    connect: dict[str, Any],
+) -> None:
     """MariaDB renames several tables one by one, and back where one is gone."""
     end, wrong_rows = time.monotonic() + 6, list[int]()
 
@@ -269,7 +330,10 @@ def test_indexes_that_come_and_go_at_once_are_right_when_they_are_added(connect:
                 store.put({"id": f"e{random.randrange(100)}", "user": f"u{random.randrange(5)}"})
                 time.sleep(random.uniform(0, 0.01))
 
-    calls = [*((come_and_go, table) for table in ("by_user", "zz_user")), *((write, number) for number in range(4))]
+    calls = [
+        *((come_and_go, table) for table in ("by_user", "zz_user")),
+        *((write, number) for number in range(4)),
+    ]
     with slim.Datastore(**connect), futures.ThreadPoolExecutor(len(calls)) as pool:
         for future in [pool.submit(call, argument) for call, argument in calls]:
             future.result()
@@ -277,7 +341,9 @@ def test_indexes_that_come_and_go_at_once_are_right_when_they_are_added(connect:
     assert wrong(connect) == []
 
 
-def test_index_that_is_dropped_and_made_again_while_it_is_populated_is_populated_again(connect: dict[str, Any]) -> None:
+def test_index_that_is_dropped_and_made_again_while_it_is_populated_is_populated_again(
+    connect: dict[str, Any],
+) -> None:
     with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
         one.put_many({"user": "bob"} for _ in range(2_500))
 
@@ -296,7 +362,8 @@ def test_index_that_is_dropped_and_made_again_while_it_is_populated_is_populated
 
 
 def test_program_that_looked_between_the_end_of_an_index_and_its_drop_goes_on(
-        connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
         one.add_index(slim.Index("by_n", {"n": str}), populate=False)
         define = one._define
@@ -316,7 +383,8 @@ def test_program_that_looked_between_the_end_of_an_index_and_its_drop_goes_on(
 
 
 def test_populate_and_put_go_by_the_types_and_the_order_of_the_table_that_stands(
-        store: slim.Datastore, sql: Callable[..., Any]) -> None:
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     sql("""CREATE TABLE by_price (price DECIMAL(10,2) NOT NULL, entity_id VARCHAR(36) NOT NULL UNIQUE,
      PRIMARY KEY (price, entity_id)) COMMENT='slim index'""")
     store.add_index(slim.Index("by_two", ["b", "a"]))
@@ -326,7 +394,10 @@ def test_populate_and_put_go_by_the_types_and_the_order_of_the_table_that_stands
         sql("DELETE FROM by_two")
         repair(store)
         assert sql("SELECT a, b FROM by_two") == [("A", "B")]
-    sql("INSERT INTO entities (id, body, updated) VALUES ('x', %s, NOW())", [slim.encode({"id": "x", "price": Decimal("1.239")})])
+    sql(
+        "INSERT INTO entities (id, body, updated) VALUES ('x', %s, NOW())",
+        [slim.encode({"id": "x", "price": Decimal("1.239")})],
+    )
     with pytest.raises(ValueError, match="'x'.*by_price.*price.*1.239"):
         slim.Index("by_price", {"price": Decimal}).populate(store)
 
@@ -346,7 +417,8 @@ def test_progress_sees_every_entity_and_their_number(store: slim.Datastore) -> N
 
 
 def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
-        connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RENAME takes its locks in the order of the names, and this index is before the guard."""
     index = slim.Index("by_user", "user")
     with contextlib.ExitStack() as stack:
@@ -355,12 +427,18 @@ def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
         for store in first, second:
             store.add_index(index, populate=False)
         writer.put({"id": "other"})
-        pool, apply, others = stack.enter_context(futures.ThreadPoolExecutor()), second._apply, list[futures.Future[Any]]()
+        pool, apply, others = (
+            stack.enter_context(futures.ThreadPoolExecutor()),
+            second._apply,
+            list[futures.Future[Any]](),
+        )
 
-        def late(*args: Any, **kwargs: Any) -> Any:             # it has locked the entity
+        def late(*args: Any, **kwargs: Any) -> Any:  # it has locked the entity
             monkeypatch.undo()
-            for call in (lambda: writer.put({"id": "e", "user": "ann"}),
-                         lambda: first._define(lambda standing: standing.renaming(("by_user~", "by_user")))):
+            for call in (
+                lambda: writer.put({"id": "e", "user": "ann"}),
+                lambda: first._define(lambda standing: standing.renaming(("by_user~", "by_user"))),
+            ):
                 others.append(pool.submit(call))
                 time.sleep(0.3)
             return apply(*args, **kwargs)
@@ -370,5 +448,5 @@ def test_two_that_populate_one_index_and_a_writer_do_not_wait_for_each_other(
         index.populate(second)
         for other in others:
             other.result()
-        assert time.monotonic() - begun < 20                    # a lock is waited for 50 s
+        assert time.monotonic() - begun < 20  # a lock is waited for 50 s
     assert wrong(connect) == []

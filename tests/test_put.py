@@ -1,4 +1,5 @@
 """put, put_many, get, get_many, delete, and what makes a Datastore feel like a container."""
+
 from __future__ import annotations
 
 import uuid
@@ -18,7 +19,9 @@ def by_user(store: slim.Datastore) -> slim.Index:
     return store.add_index(slim.Index("index_user", "user"))
 
 
-def test_put_returns_the_id_under_which_get_finds_the_whole_dictionary(store: slim.Datastore) -> None:
+def test_put_returns_the_id_under_which_get_finds_the_whole_dictionary(
+    store: slim.Datastore,
+) -> None:
     assert store.put({"id": "x", "n": 1, "nested": {"a": [1, None]}}) == "x"
     assert store.get("x") == {"id": "x", "n": 1, "nested": {"a": [1, None]}}
 
@@ -50,7 +53,9 @@ def test_put_deletes_then_inserts_so_that_no_version_comes_back(store: slim.Data
     assert first is not None and again is not None and again.version > first.version
 
 
-def test_put_removes_index_row_of_dropped_property(store: slim.Datastore, by_user: slim.Index, sql: Sql) -> None:
+def test_put_removes_index_row_of_dropped_property(
+    store: slim.Datastore, by_user: slim.Index, sql: Sql
+) -> None:
     store.put({"id": "x", "user": "bob"})
     assert sql("SELECT user, entity_id FROM index_user") == [("bob", "x")]
     for without in {"id": "x"}, {"id": "x", "user": None}:
@@ -60,7 +65,9 @@ def test_put_removes_index_row_of_dropped_property(store: slim.Datastore, by_use
         assert by_user.get_all(store, user="bob") == []
 
 
-def test_put_moves_the_row_of_a_changed_property(store: slim.Datastore, by_user: slim.Index) -> None:
+def test_put_moves_the_row_of_a_changed_property(
+    store: slim.Datastore, by_user: slim.Index
+) -> None:
     store.put({"id": "x", "user": "bob"})
     store.put({"id": "x", "user": "amy"})
     assert by_user.get_all(store, user="bob") == []
@@ -77,9 +84,14 @@ def test_get_of_an_unknown_id_is_none(store: slim.Datastore) -> None:
     assert store.get("nobody") is None
 
 
-def test_get_many_answers_in_the_order_asked_for_and_leaves_out_what_is_not_there(store: slim.Datastore) -> None:
+def test_get_many_answers_in_the_order_asked_for_and_leaves_out_what_is_not_there(
+    store: slim.Datastore,
+) -> None:
     store.put_many({"id": id} for id in "abc")
-    assert list(store.get_many(["c", "nobody", "a", "c"]).items()) == [("c", {"id": "c"}), ("a", {"id": "a"})]
+    assert list(store.get_many(["c", "nobody", "a", "c"]).items()) == [
+        ("c", {"id": "c"}),
+        ("a", {"id": "a"}),
+    ]
     assert store.get_many([]) == {}
 
 
@@ -90,7 +102,8 @@ def test_get_many_takes_more_ids_than_a_page_has(store: slim.Datastore) -> None:
 
 
 def test_delete_removes_the_entity_and_its_rows_and_tells_whether_there_was_one(
-        store: slim.Datastore, by_user: slim.Index, sql: Sql) -> None:
+    store: slim.Datastore, by_user: slim.Index, sql: Sql
+) -> None:
     store.put_many([{"id": "x", "user": "bob"}, {"id": "y", "user": "bob"}])
     assert [store.delete("x"), store.delete("x")] == [True, False]
     assert store.get("x") is None
@@ -98,27 +111,33 @@ def test_delete_removes_the_entity_and_its_rows_and_tells_whether_there_was_one(
 
 
 def test_len_and_in_count_what_stands(store: slim.Datastore) -> None:
-    assert len(store) == 0 and store                            # an empty store is true all the same
+    assert len(store) == 0 and store  # an empty store is true all the same
     store.put({"id": "x"})
     assert len(store) == 1
     assert "x" in store and "X" not in store and "y" not in store
 
 
-def test_context_manager_closes_the_datastore_also_after_an_exception(connect: dict[str, Any]) -> None:
+def test_context_manager_closes_the_datastore_also_after_an_exception(
+    connect: dict[str, Any],
+) -> None:
     with pytest.raises(ZeroDivisionError), slim.Datastore(**connect) as store:
         raise ZeroDivisionError
     with pytest.raises(slim.Error, match="closed"):
         store.get("x")
 
 
-def test_store_opened_again_has_what_was_put(connect: dict[str, Any], store: slim.Datastore, by_user: slim.Index) -> None:
+def test_store_opened_again_has_what_was_put(
+    connect: dict[str, Any], store: slim.Datastore, by_user: slim.Index
+) -> None:
     store.put({"id": "x", "user": "bob"})
     with slim.Datastore(**connect) as again:
         assert again.get("x") == {"id": "x", "user": "bob"}
         assert by_user.get_all(again, user="bob") == [{"id": "x", "user": "bob"}]
 
 
-def test_put_many_counts_what_it_puts_and_writes_ids_into_the_dictionaries(store: slim.Datastore, by_user: slim.Index) -> None:
+def test_put_many_counts_what_it_puts_and_writes_ids_into_the_dictionaries(
+    store: slim.Datastore, by_user: slim.Index
+) -> None:
     entities: list[dict[str, Any]] = [{"user": "bob", "n": n} for n in range(25)]
     assert store.put_many(entities, batch=10) == 25
     assert by_user.get_all(store, user="bob") == entities
@@ -127,15 +146,28 @@ def test_put_many_counts_what_it_puts_and_writes_ids_into_the_dictionaries(store
 
 @pytest.mark.parametrize("batch", [1, 2, 1000])
 def test_put_many_lets_the_later_of_two_with_one_id_stand(
-        store: slim.Datastore, by_user: slim.Index, sql: Sql, batch: int) -> None:
-    entities = [{"id": "x", "user": "first"}, {"id": "y", "user": "bob"}, {"id": "x", "user": "last"}]
+    store: slim.Datastore, by_user: slim.Index, sql: Sql, batch: int
+) -> None:
+    entities = [
+        {"id": "x", "user": "first"},
+        {"id": "y", "user": "bob"},
+        {"id": "x", "user": "last"},
+    ]
     assert store.put_many(entities, batch=batch) == 3
     assert store.get("x") == {"id": "x", "user": "last"}
-    assert sql("SELECT user, entity_id FROM index_user ORDER BY user") == [("bob", "y"), ("last", "x")]
-    assert [entity["id"] for entity in store] == ["y", "x"]     # by the time at which each was put last
+    assert sql("SELECT user, entity_id FROM index_user ORDER BY user") == [
+        ("bob", "y"),
+        ("last", "x"),
+    ]
+    assert [entity["id"] for entity in store] == [
+        "y",
+        "x",
+    ]  # by the time at which each was put last
 
 
-def test_put_many_commits_batch_after_batch_while_it_consumes_the_iterable(store: slim.Datastore, sql: Sql) -> None:
+def test_put_many_commits_batch_after_batch_while_it_consumes_the_iterable(
+    store: slim.Datastore, sql: Sql
+) -> None:
     def entities() -> Iterator[dict[str, Any]]:
         for n in range(6):
             seen.append(sql("SELECT COUNT(*) FROM entities")[0][0])
@@ -144,7 +176,9 @@ def test_put_many_commits_batch_after_batch_while_it_consumes_the_iterable(store
     seen: list[int] = []
     store.put_many(entities(), batch=2)
     # One batch is written while the next is prepared, so the first may be there from the fourth entity on, and is with the sixth.
-    assert seen[:3] == [0, 0, 0] and seen == sorted(seen) and set(seen) <= {0, 2, 4} and seen[5] >= 2
+    assert (
+        seen[:3] == [0, 0, 0] and seen == sorted(seen) and set(seen) <= {0, 2, 4} and seen[5] >= 2
+    )
     assert len(store) == 6
 
 
@@ -156,7 +190,9 @@ def test_put_many_in_a_transaction_commits_with_it(store: slim.Datastore) -> Non
     assert len(store) == 0
 
 
-def test_put_many_raises_what_stopped_a_batch_though_it_was_preparing_the_next(store: slim.Datastore) -> None:
+def test_put_many_raises_what_stopped_a_batch_though_it_was_preparing_the_next(
+    store: slim.Datastore,
+) -> None:
     store.add_index(slim.Index("index_mark", "mark", unique=True))
     store.put({"id": "owner", "mark": "c"})
     with pytest.raises(slim.Duplicate, match="owner"):
@@ -188,20 +224,25 @@ def test_put_many_shows_its_progress(store: slim.Datastore) -> None:
 @pytest.fixture
 def small_packets(server: Any) -> Iterator[int]:
     """A server that takes packets of 64 KiB, and no larger ones."""
-    (before,), = server.query("SELECT @@GLOBAL.max_allowed_packet")
+    ((before,),) = server.query("SELECT @@GLOBAL.max_allowed_packet")
     server.query("SET GLOBAL max_allowed_packet = 65536")
     yield 65536
     server.query(f"SET GLOBAL max_allowed_packet = {before}")
 
 
 def test_put_many_meets_no_limit_of_the_server(small_packets: int, connect: dict[str, Any]) -> None:
-    incompressible = [{"n": n, "data": uuid.uuid4().bytes * 4, "more": [uuid.uuid4().hex for _ in range(100)]} for n in range(200)]
+    incompressible = [
+        {"n": n, "data": uuid.uuid4().bytes * 4, "more": [uuid.uuid4().hex for _ in range(100)]}
+        for n in range(200)
+    ]
     with slim.Datastore(**connect) as store:
         assert store.put_many(incompressible) == 200
         assert [entity["n"] for entity in store] == list(range(200))
 
 
-def test_put_of_a_body_over_the_packet_limit_names_both_and_stores_nothing(small_packets: int, connect: dict[str, Any]) -> None:
+def test_put_of_a_body_over_the_packet_limit_names_both_and_stores_nothing(
+    small_packets: int, connect: dict[str, Any]
+) -> None:
     with slim.Datastore(**connect) as store:
         store.put({"id": "x", "n": 1})
         for put in store.put, lambda entity: store.put_many([entity]):
@@ -210,14 +251,18 @@ def test_put_of_a_body_over_the_packet_limit_names_both_and_stores_nothing(small
         assert list(store) == [{"id": "x", "n": 1}]
 
 
-def test_put_of_a_body_over_mediumblob_names_the_limit(store: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slim, "LEVEL", 0)                       # or it would take random data, and long
+def test_put_of_a_body_over_mediumblob_names_the_limit(
+    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slim, "LEVEL", 0)  # or it would take random data, and long
     with pytest.raises(ValueError, match="16777215"):
         store.put({"id": "x", "data": bytes(1 << 24)})
     assert len(store) == 0
 
 
-def test_what_cannot_be_pickled_is_a_type_error_and_nothing_is_stored(store: slim.Datastore) -> None:
+def test_what_cannot_be_pickled_is_a_type_error_and_nothing_is_stored(
+    store: slim.Datastore,
+) -> None:
     entity = {"f": lambda: None}
     with pytest.raises((TypeError, slim.Untrusted), match="lambda"):
         store.put(entity)
@@ -225,9 +270,11 @@ def test_what_cannot_be_pickled_is_a_type_error_and_nothing_is_stored(store: sli
     assert len(store) == 0
 
 
-def test_own_connection_of_the_driver_stays_as_it_is(connect: dict[str, Any], store: slim.Datastore) -> None:
+def test_own_connection_of_the_driver_stays_as_it_is(
+    connect: dict[str, Any], store: slim.Datastore
+) -> None:
     connection = MySQLdb.connect(**connect)
     connection.query("SELECT @@session.time_zone")
-    (zone,), = connection.store_result().fetch_row(0)
+    ((zone,),) = connection.store_result().fetch_row(0)
     assert zone == "SYSTEM"
     connection.close()

@@ -1,4 +1,5 @@
 """A scan is one consistent picture, in the order of the puts, however much is written meanwhile and however large it is."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +16,11 @@ import slim
 def test_scan_gives_every_entity_once_oldest_put_first(store: slim.Datastore) -> None:
     store.put_many({"id": id} for id in "abc")
     store.put({"id": "a"})
-    assert [entity["id"] for entity in store.scan()] == [entity["id"] for entity in store] == ["b", "c", "a"]
+    assert (
+        [entity["id"] for entity in store.scan()]
+        == [entity["id"] for entity in store]
+        == ["b", "c", "a"]
+    )
 
 
 def test_scan_of_nothing_is_empty(store: slim.Datastore) -> None:
@@ -30,7 +35,7 @@ def test_scan_shows_the_moment_when_it_began_while_its_thread_writes(store: slim
     for entity in scan:
         seen.append((entity["id"], entity["n"]))
         if int(entity["id"]) % 100 == 0:
-            store.put({**entity, "n": 1})                       # it would come once more, at the end
+            store.put({**entity, "n": 1})  # it would come once more, at the end
             store.delete(f"{int(entity['id']) + 50:04}")
     assert seen == [(f"{n:04}", 0) for n in range(2_000)]
     assert len(store) == 2_000 - 20 + 1
@@ -44,9 +49,15 @@ def test_scan_inside_a_transaction_shows_what_is_committed(store: slim.Datastore
     assert [entity["id"] for entity in store] == ["a", "b"]
 
 
-def test_scan_that_is_given_up_leaves_no_connection_open(server: Named, store: slim.Datastore, database: str) -> None:
+def test_scan_that_is_given_up_leaves_no_connection_open(
+    server: Named, store: slim.Datastore, database: str
+) -> None:
     def connections() -> int:
-        return int(server.query("SELECT COUNT(*) FROM information_schema.processlist WHERE db = %s", [database])[0][0])
+        return int(
+            server.query(
+                "SELECT COUNT(*) FROM information_schema.processlist WHERE db = %s", [database]
+            )[0][0]
+        )
 
     store.put_many({} for _ in range(1_000))
     before = connections()
@@ -54,8 +65,8 @@ def test_scan_that_is_given_up_leaves_no_connection_open(server: Named, store: s
         scan = store.scan()
         next(scan)
         assert connections() == before + 1
-        scan.close()                                            # type: ignore[attr-defined]
-        while connections() > before:                           # the server takes its time to notice
+        scan.close()  # type: ignore[attr-defined]
+        while connections() > before:  # the server takes its time to notice
             pass
 
 
@@ -89,12 +100,23 @@ with slim.Datastore(**json.loads(sys.argv[1])) as store:
 """
 
 
-def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(connect: dict[str, Any]) -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(connect)], capture_output=True, text=True, timeout=250)
+def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(
+    connect: dict[str, Any],
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(connect)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     total, before, put, scanned = json.loads(done.stdout)
     assert total == sum(range(100_000))
-    assert scanned - before <= 16, (before, put, scanned)       # MiB; the entities themselves have over 60
+    assert scanned - before <= 16, (
+        before,
+        put,
+        scanned,
+    )  # MiB; the entities themselves have over 60
 
 
 def test_scan_may_be_the_first_call_of_a_thread(store: slim.Datastore) -> None:

@@ -1,4 +1,5 @@
 """schema() tells which types of dictionary are stored, and prints them for an 80-column terminal."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,21 +8,55 @@ import slim
 
 
 def test_schema_counts_every_set_of_keys_and_types(store: slim.Datastore) -> None:
-    store.put_many([{"id": "a", "n": 1}, {"id": "b", "n": 2}, {"id": "c", "n": "three"}, {"id": "d", "n": None, "more": 1.5}])
+    store.put_many(
+        [
+            {"id": "a", "n": 1},
+            {"id": "b", "n": 2},
+            {"id": "c", "n": "three"},
+            {"id": "d", "n": None, "more": 1.5},
+        ]
+    )
     schema = store.schema()
     assert schema.count == 4
-    assert [(shape.entities, shape.fields) for shape in schema.shapes][0] == (2, {"id": "str", "n": "int"})
+    assert [(shape.entities, shape.fields) for shape in schema.shapes][0] == (
+        2,
+        {"id": "str", "n": "int"},
+    )
     assert sorted(shape.example for shape in schema.shapes) in (["a", "c", "d"], ["b", "c", "d"])
-    assert schema.fields == {"id": {"str": 1.0}, "n": {"int": 0.5, "str": 0.25, "None": 0.25}, "more": {"float": 0.25}}
+    assert schema.fields == {
+        "id": {"str": 1.0},
+        "n": {"int": 0.5, "str": 0.25, "None": 0.25},
+        "more": {"float": 0.25},
+    }
 
 
 def test_schema_goes_into_dictionaries_and_lists(store: slim.Datastore) -> None:
-    store.put({"address": {"city": "Wien", "geo": {"lat": 48.2}}, "tags": ["a", "b"], "mixed": [1, "a"], "empty": [],
-               "none": {}, "people": [{"name": "bob"}, {"name": "amy", "age": 7}], "pair": (1, 2), "set": {b"x"}})
+    store.put(
+        {
+            "address": {"city": "Wien", "geo": {"lat": 48.2}},
+            "tags": ["a", "b"],
+            "mixed": [1, "a"],
+            "empty": [],
+            "none": {},
+            "people": [{"name": "bob"}, {"name": "amy", "age": 7}],
+            "pair": (1, 2),
+            "set": {b"x"},
+        }
+    )
     assert {field: list(kinds) for field, kinds in store.schema().fields.items()} == {
-        "id": ["str"], "address.city": ["str"], "address.geo.lat": ["float"], "tags": ["list of str"],
-        "mixed": ["list of int | str"], "empty": ["list"], "none": ["dict"], "people": ["list of dict"],
-        "people[].name": ["str"], "people[].age": ["int"], "pair": ["tuple of int"], "set": ["set of bytes"]}
+        "id": ["str"],
+        "address.city": ["str"],
+        "address.geo.lat": ["float"],
+        "tags": ["list of str"],
+        "mixed": ["list of int | str"],
+        "empty": ["list"],
+        "none": ["dict"],
+        "people": ["list of dict"],
+        "people[].name": ["str"],
+        "people[].age": ["int"],
+        "pair": ["tuple of int"],
+        "set": ["set of bytes"],
+    }
 
 
 def test_limit_looks_at_those_put_last(store: slim.Datastore) -> None:
@@ -49,9 +84,16 @@ def test_schema_of_nothing_prints(store: slim.Datastore) -> None:
 
 
 def test_two_thousand_types_are_grouped_and_fit_the_terminal(store: slim.Datastore) -> None:
-    store.put_many({"kind": "user", "name": "bob", "address": {"city": "x" * n},
-                    "a very long name of a property " * 3: 1, f"extra{n}": n}
-                   for n in range(2_000))
+    store.put_many(
+        {
+            "kind": "user",
+            "name": "bob",
+            "address": {"city": "x" * n},
+            "a very long name of a property " * 3: 1,
+            f"extra{n}": n,
+        }
+        for n in range(2_000)
+    )
     store.put_many({"kind": "post", "title": "t", "body": "b", "tags": ["a"]} for _ in range(100))
     schema = store.schema()
     assert len(schema.shapes) == 2_001

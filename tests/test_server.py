@@ -1,4 +1,5 @@
 """What the other tests stand on: private servers that come back after a kill, and a proxy that counts and cuts."""
+
 from __future__ import annotations
 
 import time
@@ -43,7 +44,10 @@ def test_server_comes_back_after_kill_with_its_data_on_its_port(server: Named) -
 
 
 def test_server_that_cannot_start_tells_its_log() -> None:
-    with pytest.raises(RuntimeError, match="no-such-option"), Server("mariadb", ["--no-such-option=1"]):
+    with (
+        pytest.raises(RuntimeError, match="no-such-option"),
+        Server("mariadb", ["--no-such-option=1"]),
+    ):
         pass
 
 
@@ -68,11 +72,19 @@ def test_proxy_delays_each_way_without_loss_of_throughput(proxy: Proxy, connecti
     assert 0.1 <= time.monotonic() - start < 0.5
 
 
-@pytest.mark.parametrize("cut, done", [
-    (at_request(1, 0), False), (at_request(1, 0.5), False), (at_request(1, 1), True), (at_reply(1), True),
-    (after_bytes(0, from_client=False), True)])
-def test_proxy_cuts_connection_where_told(proxy: Proxy, connection: Any, server: Named, connect: dict[str, Any],
-                                          cut: Any, done: bool) -> None:
+@pytest.mark.parametrize(
+    "cut, done",
+    [
+        (at_request(1, 0), False),
+        (at_request(1, 0.5), False),
+        (at_request(1, 1), True),
+        (at_reply(1), True),
+        (after_bytes(0, from_client=False), True),
+    ],
+)
+def test_proxy_cuts_connection_where_told(
+    proxy: Proxy, connection: Any, server: Named, connect: dict[str, Any], cut: Any, done: bool
+) -> None:
     proxy.cut = cut
     with pytest.raises(MySQLdb.OperationalError):
         connection.query("INSERT INTO t VALUES (1)")

@@ -1,4 +1,5 @@
 """What is done inside transaction() is committed together, or not at all."""
+
 from __future__ import annotations
 
 import contextlib
@@ -18,8 +19,13 @@ DEADLOCK = 1213
 
 @pytest.fixture
 def store(connect: dict[str, Any]) -> Any:
-    with slim.Datastore(**connect, indexes=[slim.Index("index_n", {"n": int}),
-                                            slim.Index("index_email", "email", unique=True)]) as store:
+    with slim.Datastore(
+        **connect,
+        indexes=[
+            slim.Index("index_n", {"n": int}),
+            slim.Index("index_email", "email", unique=True),
+        ],
+    ) as store:
         yield store
     assert wrong(connect) == []
 
@@ -27,7 +33,7 @@ def store(connect: dict[str, Any]) -> Any:
 def kill_sessions(sql: Callable[..., Any]) -> None:
     """Cuts the store's connections, as a server or a firewall does that has had enough of them."""
     for session in sessions(sql):
-        with contextlib.suppress(MySQLdb.OperationalError):     # it has just ended by itself
+        with contextlib.suppress(MySQLdb.OperationalError):  # it has just ended by itself
             sql(f"KILL {session}")
 
 
@@ -43,7 +49,9 @@ def test_transaction_commits_together(store: slim.Datastore, connect: dict[str, 
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_transaction_is_rolled_back_on_any_exception(store: slim.Datastore, error: type[BaseException]) -> None:
+def test_transaction_is_rolled_back_on_any_exception(
+    store: slim.Datastore, error: type[BaseException]
+) -> None:
     store.put({"id": "old", "n": 1})
     with pytest.raises(error), store.transaction():
         store.put({"id": "a", "n": 1})
@@ -76,7 +84,9 @@ def test_inner_transaction_that_fails_takes_the_outer_with_it(store: slim.Datast
     assert len(store) == 0
 
 
-def test_block_that_another_thread_leaves_is_an_error_and_takes_none_of_its_puts(store: slim.Datastore) -> None:
+def test_block_that_another_thread_leaves_is_an_error_and_takes_none_of_its_puts(
+    store: slim.Datastore,
+) -> None:
     block = store.transaction()
     block.__enter__()
     store.put({"id": "a"})
@@ -86,7 +96,10 @@ def test_block_that_another_thread_leaves_is_an_error_and_takes_none_of_its_puts
         pool.submit(store.put, {"id": "b"}).result()
         with store.transaction():
             pass
-        assert pool.submit(store.get, "b").result() == {"id": "b"} and pool.submit(store.get, "a").result() is None
+        assert (
+            pool.submit(store.get, "b").result() == {"id": "b"}
+            and pool.submit(store.get, "a").result() is None
+        )
 
 
 def test_transaction_is_doomed_after_a_call_that_failed_half_way(store: slim.Datastore) -> None:
@@ -103,7 +116,9 @@ def test_transaction_is_doomed_after_a_call_that_failed_half_way(store: slim.Dat
     assert "b" in store
 
 
-def test_call_refused_before_anything_is_sent_does_not_doom_the_transaction(store: slim.Datastore) -> None:
+def test_call_refused_before_anything_is_sent_does_not_doom_the_transaction(
+    store: slim.Datastore,
+) -> None:
     with store.transaction():
         with pytest.raises(TypeError):
             store.put({"id": "a", "n": "no int"})
@@ -113,7 +128,9 @@ def test_call_refused_before_anything_is_sent_does_not_doom_the_transaction(stor
     assert "a" not in store and "b" in store
 
 
-def test_lost_connection_in_a_transaction_never_autocommits_the_rest(store: slim.Datastore, sql: Callable[..., Any]) -> None:
+def test_lost_connection_in_a_transaction_never_autocommits_the_rest(
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     with pytest.raises(MySQLdb.OperationalError), store.transaction():
         store.put({"id": "first"})
         kill_sessions(sql)
@@ -129,8 +146,14 @@ def test_lost_connection_in_a_transaction_never_autocommits_the_rest(store: slim
     assert len(store) == 0
 
 
-def test_lost_connection_is_opened_again_for_the_next_call(store: slim.Datastore, sql: Callable[..., Any]) -> None:
-    for call in (lambda: store.put({"id": "a", "n": 1}), lambda: store.get("a"), lambda: store.delete("a")):
+def test_lost_connection_is_opened_again_for_the_next_call(
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
+    for call in (
+        lambda: store.put({"id": "a", "n": 1}),
+        lambda: store.get("a"),
+        lambda: store.delete("a"),
+    ):
         kill_sessions(sql)
         call()
     kill_sessions(sql)
@@ -140,7 +163,8 @@ def test_lost_connection_is_opened_again_for_the_next_call(store: slim.Datastore
 
 
 def test_packet_that_stops_in_the_middle_leaves_nothing_and_a_clean_connection(
-        store: slim.Datastore, sql: Callable[..., Any]) -> None:
+    store: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     store.put({"id": "owner", "email": "x"})
     before = sessions(sql)
     with pytest.raises(slim.Duplicate):
@@ -151,8 +175,10 @@ def test_packet_that_stops_in_the_middle_leaves_nothing_and_a_clean_connection(
     assert sessions(sql) == before
 
 
-def test_deadlock_in_a_transaction_reaches_one_caller_and_the_other_commits(store: slim.Datastore) -> None:
-    store.put_many({"id": id, "by": []} for id in "amz")        # MariaDB locks the next id, too
+def test_deadlock_in_a_transaction_reaches_one_caller_and_the_other_commits(
+    store: slim.Datastore,
+) -> None:
+    store.put_many({"id": id, "by": []} for id in "amz")  # MariaDB locks the next id, too
     both_have_one = threading.Barrier(2, timeout=10)
 
     def append_in_order(*ids: str) -> int:

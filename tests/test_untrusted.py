@@ -1,4 +1,5 @@
 """Bodies written by somebody who may write to the database, and who means harm: nothing runs, nothing fills the memory."""
+
 from __future__ import annotations
 
 import collections
@@ -29,11 +30,32 @@ import pytest
 import slim
 
 Sql = Callable[..., list[tuple[Any, ...]]]
-RAN: list[Any] = []                     # what a hostile body has run
-ALLOWED = (dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone, Decimal, fractions.Fraction, uuid.UUID, zoneinfo.ZoneInfo,
-           set, frozenset, bytearray, complex, collections.OrderedDict, collections.defaultdict, collections.Counter,
-           collections.deque, ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv4Interface,
-           pathlib.PurePosixPath, pathlib.PosixPath)
+RAN: list[Any] = []  # what a hostile body has run
+ALLOWED = (
+    dt.datetime,
+    dt.date,
+    dt.time,
+    dt.timedelta,
+    dt.timezone,
+    Decimal,
+    fractions.Fraction,
+    uuid.UUID,
+    zoneinfo.ZoneInfo,
+    set,
+    frozenset,
+    bytearray,
+    complex,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.Counter,
+    collections.deque,
+    ipaddress.IPv4Address,
+    ipaddress.IPv6Address,
+    ipaddress.IPv4Network,
+    ipaddress.IPv4Interface,
+    pathlib.PurePosixPath,
+    pathlib.PosixPath,
+)
 
 
 def run(*args: Any) -> dict[Any, Any]:
@@ -89,7 +111,15 @@ class Loaded:
         run(state)
 
 
-APPLICATION: list[Any] = [Point(1, 2), Frozen(1), Slotted(1), Pair(1, 2), Color.RED, Access.READ | Access.WRITE, Outer.Inner(1)]
+APPLICATION: list[Any] = [
+    Point(1, 2),
+    Frozen(1),
+    Slotted(1),
+    Pair(1, 2),
+    Color.RED,
+    Access.READ | Access.WRITE,
+    Outer.Inner(1),
+]
 
 
 class Stateful:
@@ -114,35 +144,103 @@ def state_for(cls: type) -> Iterator[bytes]:
         yield push + state + b"b"
 
 
-ESCAPES = [("builtins", "eval"), ("builtins", "exec"), ("builtins", "setattr"), ("builtins", "__import__"), ("builtins", "type"),
-           ("builtins", "open"), ("__builtin__", "eval"), ("os", "system"), ("posix", "system"), ("subprocess", "Popen"),
-           ("operator", "attrgetter"), ("functools", "partial"), ("importlib", "import_module"), ("pickle", "loads"),
-           ("codecs", "decode"), ("copyreg", "__newobj__"), ("types", "FunctionType"), ("slim", "Datastore"), ("slim", "_getattr"),
-           ("test_untrusted", "run"), ("test_untrusted", "Point"), ("test_untrusted", "Loaded"), ("no_such_module", "name"),
-           ("datetime", "datetime.__reduce__"), ("datetime", "sys"), ("datetime", "sys.modules"), ("collections", "abc.sys"),
-           ("uuid", "os.system"), ("decimal", "Decimal.__class__"), ("builtins", "dict.__class__.__subclasses__"),
-           ("zoneinfo", "ZoneInfo.from_file"), ("zoneinfo", "ZoneInfo._unpickle"), (".", "..")]
+ESCAPES = [
+    ("builtins", "eval"),
+    ("builtins", "exec"),
+    ("builtins", "setattr"),
+    ("builtins", "__import__"),
+    ("builtins", "type"),
+    ("builtins", "open"),
+    ("__builtin__", "eval"),
+    ("os", "system"),
+    ("posix", "system"),
+    ("subprocess", "Popen"),
+    ("operator", "attrgetter"),
+    ("functools", "partial"),
+    ("importlib", "import_module"),
+    ("pickle", "loads"),
+    ("codecs", "decode"),
+    ("copyreg", "__newobj__"),
+    ("types", "FunctionType"),
+    ("slim", "Datastore"),
+    ("slim", "_getattr"),
+    ("test_untrusted", "run"),
+    ("test_untrusted", "Point"),
+    ("test_untrusted", "Loaded"),
+    ("no_such_module", "name"),
+    ("datetime", "datetime.__reduce__"),
+    ("datetime", "sys"),
+    ("datetime", "sys.modules"),
+    ("collections", "abc.sys"),
+    ("uuid", "os.system"),
+    ("decimal", "Decimal.__class__"),
+    ("builtins", "dict.__class__.__subclasses__"),
+    ("zoneinfo", "ZoneInfo.from_file"),
+    ("zoneinfo", "ZoneInfo._unpickle"),
+    (".", ".."),
+]
 RUN = named("test_untrusted", "run")
-HOSTILE: dict[str, bytes] = {           # pickles, without the opcode that ends them
-    **{f"GLOBAL {module} {name}": named(module, name) + b"(" + text("run()") + b"tR" for module, name in ESCAPES},
-    **{f"STACK_GLOBAL {module} {name}": text(module) + text(name) + b"\x93)R" for module, name in ESCAPES},
-    "INST": b"(itest_untrusted\nrun\n", "OBJ": b"(" + RUN + b"o", "NEWOBJ": RUN + b")\x81", "NEWOBJ_EX": RUN + b")}\x92",
-    "INST of an allowed class": b"(icollections\ndeque\n", "OBJ of an allowed class": b"(" + named("collections", "deque") + b"o",
-    "EXT1": b"\x82\x7b)R", "EXT2": b"\x83\x7b\0)R", "EXT4": b"\x84\x7b\0\0\0)R",
-    "PERSID": b"Pname\n", "BINPERSID": text("name") + b"Q", "NEXT_BUFFER": b"\x97", "READONLY_BUFFER": b"}\x98",
+HOSTILE: dict[str, bytes] = {  # pickles, without the opcode that ends them
+    **{
+        f"GLOBAL {module} {name}": named(module, name) + b"(" + text("run()") + b"tR"
+        for module, name in ESCAPES
+    },
+    **{
+        f"STACK_GLOBAL {module} {name}": text(module) + text(name) + b"\x93)R"
+        for module, name in ESCAPES
+    },
+    "INST": b"(itest_untrusted\nrun\n",
+    "OBJ": b"(" + RUN + b"o",
+    "NEWOBJ": RUN + b")\x81",
+    "NEWOBJ_EX": RUN + b")}\x92",
+    "INST of an allowed class": b"(icollections\ndeque\n",
+    "OBJ of an allowed class": b"(" + named("collections", "deque") + b"o",
+    "EXT1": b"\x82\x7b)R",
+    "EXT2": b"\x83\x7b\0)R",
+    "EXT4": b"\x84\x7b\0\0\0)R",
+    "PERSID": b"Pname\n",
+    "BINPERSID": text("name") + b"Q",
+    "NEXT_BUFFER": b"\x97",
+    "READONLY_BUFFER": b"}\x98",
     "__setstate__": named("test_untrusted", "Loaded") + b")\x81}b",
-    "getattr of a function": named("builtins", "getattr") + named("builtins", "dict") + text("__class__") + b"\x86R",
-    "getattr of a class": named("builtins", "getattr") + named("zoneinfo", "ZoneInfo") + text("from_file") + b"\x86R",
+    "getattr of a function": named("builtins", "getattr")
+    + named("builtins", "dict")
+    + text("__class__")
+    + b"\x86R",
+    "getattr of a class": named("builtins", "getattr")
+    + named("zoneinfo", "ZoneInfo")
+    + text("from_file")
+    + b"\x86R",
     "getattr of a value": named("builtins", "getattr") + text("x") + text("format") + b"\x86R",
     "getattr altered": named("builtins", "getattr") + b"N}" + text("__defaults__") + b")s\x86b",
-    "encode with a codec": named("_codecs", "encode") + text("x") + text("no_codec") + b"\x86R" + b"\x85R",
-    "_reconstructor of a function": named("copyreg", "_reconstructor") + RUN + named("builtins", "object") + b"N\x87R",
+    "encode with a codec": named("_codecs", "encode")
+    + text("x")
+    + text("no_codec")
+    + b"\x86R"
+    + b"\x85R",
+    "_reconstructor of a function": named("copyreg", "_reconstructor")
+    + RUN
+    + named("builtins", "object")
+    + b"N\x87R",
     "defaultdict of a function": named("collections", "defaultdict") + RUN + b"\x85R",
-    "defaultdict of getattr": named("collections", "defaultdict") + named("builtins", "getattr") + b"\x85R" + text("x") + b"R",
+    "defaultdict of getattr": named("collections", "defaultdict")
+    + named("builtins", "getattr")
+    + b"\x85R"
+    + text("x")
+    + b"R",
     "zone of a file": named("zoneinfo", "ZoneInfo") + text("../../../etc/passwd") + b"\x85R",
-    "empty names": named("", ""), "empty name": text("datetime") + text("") + b"\x93",
-    "no dictionary": b"]", "nothing": b"", "mark": b"(", "pop of nothing": b"0", "memo of nothing": b"h\x07",
-    **{f"BUILD {cls.__name__} {number}": push for cls in ALLOWED for number, push in enumerate(state_for(cls))},
+    "empty names": named("", ""),
+    "empty name": text("datetime") + text("") + b"\x93",
+    "no dictionary": b"]",
+    "nothing": b"",
+    "mark": b"(",
+    "pop of nothing": b"0",
+    "memo of nothing": b"h\x07",
+    **{
+        f"BUILD {cls.__name__} {number}": push
+        for cls in ALLOWED
+        for number, push in enumerate(state_for(cls))
+    },
 }
 
 
@@ -153,26 +251,38 @@ def body(pickled: bytes) -> bytes:
 @pytest.fixture(autouse=True)
 def unharmed() -> Iterator[None]:
     """Nothing may have been run, and no class have been altered, but for what Python itself notes in one when it is used."""
+
     def attributes() -> list[Any]:
-        return [(cls, name, id(value)) for cls in (*ALLOWED, Color, Point) for name, value in list(vars(cls).items())
-                if name not in ("__abstractmethods__", "_abc_impl", "__annotations__", "__slotnames__")]
+        return [
+            (cls, name, id(value))
+            for cls in (*ALLOWED, Color, Point)
+            for name, value in list(vars(cls).items())
+            if name not in ("__abstractmethods__", "_abc_impl", "__annotations__", "__slotnames__")
+        ]
 
     before = attributes()
     RAN.clear()
-    copyreg.add_extension("test_untrusted", "run", 0x7b)        # type: ignore[arg-type]
+    copyreg.add_extension("test_untrusted", "run", 0x7B)  # type: ignore[arg-type]
     yield
-    copyreg.remove_extension("test_untrusted", "run", 0x7b)     # type: ignore[arg-type]
+    copyreg.remove_extension("test_untrusted", "run", 0x7B)  # type: ignore[arg-type]
     assert RAN == []
     assert attributes() == before
     assert Color.RED.value == 1
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("around", [lambda pickled: pickled, lambda pickled: b"}" + text("key") + pickled + b"s",
-                                    lambda pickled: pickled + b"0}"], ids=["bare", "value", "popped"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda pickled: pickled,
+        lambda pickled: b"}" + text("key") + pickled + b"s",
+        lambda pickled: pickled + b"0}",
+    ],
+    ids=["bare", "value", "popped"],
+)
 def test_hostile_body_is_refused(name: str, around: Callable[[bytes], bytes]) -> None:
     if name in ("no dictionary", "nothing", "mark") and around(b"") != b"":
-        return                                                  # these are harmless inside of a dictionary
+        return  # these are harmless inside of a dictionary
     with pytest.raises(slim.Corrupt):
         slim.decode(body(around(HOSTILE[name])))
 
@@ -189,7 +299,10 @@ def test_every_reader_says_which_entity_is_hostile(store: slim.Datastore, sql: S
     by_user = store.add_index(slim.Index("index_user", "user"))
     store.put({"id": "good", "user": "bob"})
     for number, pickled in enumerate(HOSTILE.values()):
-        sql("INSERT INTO entities (id, body) VALUES (%s, UNHEX(%s))", [f"bad {number}", body(pickled).hex()])
+        sql(
+            "INSERT INTO entities (id, body) VALUES (%s, UNHEX(%s))",
+            [f"bad {number}", body(pickled).hex()],
+        )
         sql("INSERT INTO index_user VALUES ('bob', %s)", [f"bad {number}"])
     for number in range(len(HOSTILE)):
         for read in store.get, lambda id: store.get_many([id]), lambda id: store.update(id, run):
@@ -199,7 +312,11 @@ def test_every_reader_says_which_entity_is_hostile(store: slim.Datastore, sql: S
     scan = store.scan()
     assert next(scan)["id"] == "good"
     readers: list[Callable[[], Any]] = [
-        lambda: next(scan), store.schema, lambda: by_user.get_all(store, user="bob"), lambda: by_user.populate(store)]
+        lambda: next(scan),
+        store.schema,
+        lambda: by_user.get_all(store, user="bob"),
+        lambda: by_user.populate(store),
+    ]
     for whole in readers:
         with pytest.raises(slim.Corrupt, match="^entity 'bad ") as caught:
             whole()
@@ -233,11 +350,16 @@ def peak():
 
 
 def child(code: str, *args: str) -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD + inspect.cleandoc(code), *args], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD + inspect.cleandoc(code), *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-BOMBS = {                               # expressions: the pickle itself is made in the child
+BOMBS = {  # expressions: the pickle itself is made in the child
     "set of a range": r"b'c__builtin__\nset\nc__builtin__\nxrange\nI1000000000000\n\x85R\x85R'",
     "set of a new range": r"b'cbuiltins\nset\ncbuiltins\nrange\nI1000000000000\n\x85R\x85R'",
     "deque of a range": r"b'ccollections\ndeque\ncbuiltins\nrange\nI1000000000000\n\x85R\x85R'",
@@ -322,12 +444,13 @@ def test_ten_thousand_broken_bodies_do_no_harm() -> None:
 
 @pytest.mark.parametrize("value", APPLICATION, ids=lambda value: type(value).__name__)
 def test_class_of_the_application_is_read_where_it_is_allowed_and_nowhere_else(
-        connect: dict[str, Any], store: slim.Datastore, value: Any) -> None:
+    connect: dict[str, Any], store: slim.Datastore, value: Any
+) -> None:
     entity = {"id": "x", "value": value, "list": [value]}
     with slim.Datastore(**connect, classes=[type(value)]) as knowing:
         knowing.put(entity)
         assert knowing.get("x") == entity
-        assert type(knowing.get("x")["value"]) is type(value)   # type: ignore[index]
+        assert type(knowing.get("x")["value"]) is type(value)  # type: ignore[index]
     with pytest.raises(slim.Untrusted, match=type(value).__qualname__) as caught:
         store.get("x")
     assert caught.value.id == "x"
@@ -337,30 +460,52 @@ def test_class_of_the_application_is_read_where_it_is_allowed_and_nowhere_else(
 
 def test_any_reads_what_a_pickle_runs(connect: dict[str, Any], sql: Sql) -> None:
     with slim.Datastore(**connect, classes=slim.ANY) as store:
-        sql("INSERT INTO entities (id, body) VALUES ('x', UNHEX(%s))", [body(RUN + text("argument") + b"\x85R").hex()])
+        sql(
+            "INSERT INTO entities (id, body) VALUES ('x', UNHEX(%s))",
+            [body(RUN + text("argument") + b"\x85R").hex()],
+        )
         assert store.get("x") == {"id": "x"}
     assert RAN.pop() == ("argument",)
 
 
 @pytest.mark.parametrize("value", APPLICATION, ids=lambda value: type(value).__name__)
-def test_put_refuses_what_get_would_refuse_and_names_class_and_remedy(store: slim.Datastore, value: Any) -> None:
+def test_put_refuses_what_get_would_refuse_and_names_class_and_remedy(
+    store: slim.Datastore, value: Any
+) -> None:
     store.put({"id": "x", "n": 1})
-    for put in store.put, lambda entity: store.put_many([entity]), lambda entity: store.update("x", lambda old: old.update(entity)):
-        with pytest.raises(slim.Untrusted, match=rf"test_untrusted\.{type(value).__qualname__}.*classes="):
+    for put in (
+        store.put,
+        lambda entity: store.put_many([entity]),
+        lambda entity: store.update("x", lambda old: old.update(entity)),
+    ):
+        with pytest.raises(
+            slim.Untrusted, match=rf"test_untrusted\.{type(value).__qualname__}.*classes="
+        ):
             put({"id": "x", "value": value})
     assert store.get("x") == {"id": "x", "n": 1}
 
 
 def test_allowing_a_class_allows_no_other_of_its_module() -> None:
     assert slim.decode(slim.encode({"p": Point(1)}, [Point]), [Point]) == {"p": Point(1)}
-    for pickled in RUN, named("test_untrusted", "Point.__init__"), text("test_untrusted") + text("Point.__class__") + b"\x93":
+    for pickled in (
+        RUN,
+        named("test_untrusted", "Point.__init__"),
+        text("test_untrusted") + text("Point.__class__") + b"\x93",
+    ):
         with pytest.raises(slim.Untrusted):
             slim.decode(body(pickled), [Point])
 
 
-@pytest.mark.parametrize("member", [named("test_untrusted", "Color") + b"K\x01\x85R",
-                                    named("builtins", "getattr") + named("test_untrusted", "Color") + text("RED") + b"\x86R"])
-@pytest.mark.parametrize("state", [b"}" + text("_value_") + b"K\x63s", b"N}" + text("_value_") + b"K\x63s\x86"])
+@pytest.mark.parametrize(
+    "member",
+    [
+        named("test_untrusted", "Color") + b"K\x01\x85R",
+        named("builtins", "getattr") + named("test_untrusted", "Color") + text("RED") + b"\x86R",
+    ],
+)
+@pytest.mark.parametrize(
+    "state", [b"}" + text("_value_") + b"K\x63s", b"N}" + text("_value_") + b"K\x63s\x86"]
+)
 def test_body_alters_no_member_of_an_allowed_enum(member: bytes, state: bytes) -> None:
     try:
         with pytest.raises(slim.Corrupt):
@@ -375,16 +520,23 @@ def binunicode(value: bytes) -> bytes:
 
 
 MANY = b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(20_000))
-AGAIN = {                               # a name, and what it is called with again and again: each call would copy it
+AGAIN = {  # a name, and what it is called with again and again: each call would copy it
     "Decimal": (named("decimal", "Decimal"), binunicode(b"7" * 400_000) + b"\x85"),
     "dict": (named("builtins", "dict"), b"}(" + MANY + b"u\x85"),
     "Counter": (named("collections", "Counter"), b"}(" + MANY + b"u\x85"),
     "OrderedDict": (named("collections", "OrderedDict"), b"}(" + MANY + b"u\x85"),
     "deque": (named("collections", "deque"), b"(" + b"N" * 100_000 + b"t\x85"),
-    "range": (named("builtins", "range"), b"K\0\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000 + b"\x86"),
-    "Fraction": (named("fractions", "Fraction"), b"K\3\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000 + b"\x86"),
+    "range": (
+        named("builtins", "range"),
+        b"K\0\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000 + b"\x86",
+    ),
+    "Fraction": (
+        named("fractions", "Fraction"),
+        b"K\3\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000 + b"\x86",
+    ),
     "path": (named("pathlib", "PurePosixPath"), binunicode(b"a/" * 100_000) + b"\x85"),
-    "parts": (named("pathlib", "PurePosixPath"), b"(" + b"\x8c\1a" * 100_000 + b"t")}
+    "parts": (named("pathlib", "PurePosixPath"), b"(" + b"\x8c\1a" * 100_000 + b"t"),
+}
 
 
 @pytest.mark.parametrize("name", AGAIN)
@@ -399,12 +551,18 @@ def test_body_cannot_fill_the_memory_by_calls_with_one_object(name: str) -> None
 
 
 def test_many_small_objects_that_share_their_parts_are_read() -> None:
-    folder = pathlib.PurePosixPath("/usr/lib/python3/dist-packages/a-name-that-is-long-as-some-are/and/some/more")
-    entity = {"paths": [folder / str(number) for number in range(1_000)], "prices": [Decimal("1.23456789")] * 1_000,
-              "others": [Decimal("1.23456789") + 0 for _ in range(1_000)],
-              "counts": [collections.Counter("abc") for _ in range(1_000)],
-              "lists": [collections.defaultdict(list, a=[1]) for _ in range(1_000)],
-              "queues": [collections.deque([1], 5) for _ in range(1_000)], "ranges": [range(10 ** 9) for _ in range(1_000)]}
+    folder = pathlib.PurePosixPath(
+        "/usr/lib/python3/dist-packages/a-name-that-is-long-as-some-are/and/some/more"
+    )
+    entity = {
+        "paths": [folder / str(number) for number in range(1_000)],
+        "prices": [Decimal("1.23456789")] * 1_000,
+        "others": [Decimal("1.23456789") + 0 for _ in range(1_000)],
+        "counts": [collections.Counter("abc") for _ in range(1_000)],
+        "lists": [collections.defaultdict(list, a=[1]) for _ in range(1_000)],
+        "queues": [collections.deque([1], 5) for _ in range(1_000)],
+        "ranges": [range(10**9) for _ in range(1_000)],
+    }
     assert slim.decode(slim.encode(entity)) == entity
 
 
@@ -417,37 +575,73 @@ def test_defaultdict_whose_factory_would_not_come_back_is_refused() -> None:
 @pytest.mark.parametrize("classes", [[Point], slim.ANY])
 def test_object_that_holds_itself_is_refused_and_not_stored_without_its_state(classes: Any) -> None:
     root, child = Point(1, 2), Point(3, 4)
-    root.x, child.x = [child], root                             # type: ignore[assignment]
+    root.x, child.x = [child], root  # type: ignore[assignment]
     for value in root, child, [child, root], {"x": child}:
         with pytest.raises(TypeError, match="Point holds itself"):
             slim.encode({"value": value}, classes)
     shared = Point(1, 2)
-    assert slim.decode(slim.encode({"value": [shared, [shared]]}, classes), classes) == {"value": [shared, [shared]]}
+    assert slim.decode(slim.encode({"value": [shared, [shared]]}, classes), classes) == {
+        "value": [shared, [shared]]
+    }
 
 
-@pytest.mark.parametrize("cls", [dict, fractions.Fraction, collections.deque, collections.Counter, Decimal, pathlib.PurePosixPath])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        dict,
+        fractions.Fraction,
+        collections.deque,
+        collections.Counter,
+        Decimal,
+        pathlib.PurePosixPath,
+    ],
+)
 def test_class_by_itself_is_stored_as_it_is_or_refused(cls: type) -> None:
     with pytest.raises(TypeError, match="by its name"):
         slim.encode({"x": cls})
     assert slim.decode(slim.encode({"x": dt.date}))["x"] is dt.date
 
 
-@pytest.mark.parametrize("pickled", [
-    lambda n: b"\x80\4cslim\n_defaultdict\n\x940\x8c\4list\x85\x940" + b"h\0h\1RN" * n + b"N" + b"s" * n + b"0}.",
-    lambda n: b"\x80\4ccollections\ndeque\n\x940)\x940" + b"h\0h\1R" * n + b"a" * (n - 1) + b"0}.",
-    lambda n: b"(dp0\n0S'__doc__'\np3\n0(Ng0\ntp2\n0Np1\n0" + b"g0\ng3\ng1\ns0cdatetime\ndate\ng2\nbp1\n0" * n + b"(d."])
-def test_what_calls_made_one_in_another_does_not_overflow_the_stack_when_it_ends(pickled: Any) -> None:
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        lambda n: (
+            b"\x80\4cslim\n_defaultdict\n\x940\x8c\4list\x85\x940"
+            + b"h\0h\1RN" * n
+            + b"N"
+            + b"s" * n
+            + b"0}."
+        ),
+        lambda n: (
+            b"\x80\4ccollections\ndeque\n\x940)\x940" + b"h\0h\1R" * n + b"a" * (n - 1) + b"0}."
+        ),
+        lambda n: (
+            b"(dp0\n0S'__doc__'\np3\n0(Ng0\ntp2\n0Np1\n0"
+            + b"g0\ng3\ng1\ns0cdatetime\ndate\ng2\nbp1\n0" * n
+            + b"(d."
+        ),
+    ],
+)
+def test_what_calls_made_one_in_another_does_not_overflow_the_stack_when_it_ends(
+    pickled: Any,
+) -> None:
     with pytest.raises(slim.Corrupt):
         slim.decode(zlib.compress(pickled(900_000)))
-    with contextlib.suppress(slim.Corrupt):                     # as deep as it may be
+    with contextlib.suppress(slim.Corrupt):  # as deep as it may be
         slim.decode(zlib.compress(pickled(39_000)))
 
 
 def test_body_cannot_hang_the_process_by_a_division_of_huge_numbers() -> None:
-    huge, half = (b"\x8b" + size.to_bytes(4, "little") + b"\x7f" * size for size in (2_000_000, 1_000_000))
+    huge, half = (
+        b"\x8b" + size.to_bytes(4, "little") + b"\x7f" * size for size in (2_000_000, 1_000_000)
+    )
     with pytest.raises(slim.Corrupt, match="more than it has"):
-        slim.decode(zlib.compress(b"\x80\4}N" + named("builtins", "range") + b"K\0" + huge + half + b"\x87Rs."))
-    entity = {"range": range(10 ** 500), "fraction": fractions.Fraction(10 ** 500, 3)}
+        slim.decode(
+            zlib.compress(
+                b"\x80\4}N" + named("builtins", "range") + b"K\0" + huge + half + b"\x87Rs."
+            )
+        )
+    entity = {"range": range(10**500), "fraction": fractions.Fraction(10**500, 3)}
     assert slim.decode(slim.encode(entity)) == entity
 
 
@@ -465,7 +659,10 @@ def set_more(value: Any, state: Any) -> None:
 def test_state_setter_of_a_class_is_called_when_any_reads_it() -> None:
     value = Setting()
     value.a = 99
-    assert vars(slim.decode(slim.encode({"x": value}, slim.ANY), slim.ANY)["x"]) == {"a": 99, "more": True}
+    assert vars(slim.decode(slim.encode({"x": value}, slim.ANY), slim.ANY)["x"]) == {
+        "a": 99,
+        "more": True,
+    }
 
 
 def test_entity_with_forty_thousand_dates_is_read() -> None:
@@ -475,23 +672,37 @@ def test_entity_with_forty_thousand_dates_is_read() -> None:
 
 def test_large_body_of_python_2_with_bytes_beyond_ascii_is_read() -> None:
     text = b"b\\xc3\\xb3b " + b"little tale told " * 10_000
-    assert slim.decode(zlib.compress(b"(dS't'\nS'" + text + b"'\ns."))["t"].startswith("b\u00f3b little")
+    assert slim.decode(zlib.compress(b"(dS't'\nS'" + text + b"'\ns."))["t"].startswith(
+        "b\u00f3b little"
+    )
 
 
-def test_tuples_are_counted_as_they_are_and_not_where_text_has_their_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuples_are_counted_as_they_are_and_not_where_text_has_their_opcodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     dice = random.Random(3)
 
     def value(depth: int = 0) -> Any:
         kind = dice.randrange(6 if depth > 3 else 10)
-        return [lambda: dice.randrange(10 ** dice.randrange(1, 700)), lambda: "tRd]}" * dice.randrange(200),
-                lambda: dice.randbytes(dice.randrange(700)), dice.random, lambda: bytearray(dice.randbytes(9)), lambda: Decimal(1),
-                lambda: [value(depth + 1) for _ in range(dice.randrange(9))], lambda: {1, "R", frozenset([2])},
-                lambda: tuple(value(depth + 1) for _ in range(dice.randrange(6))),
-                lambda: {str(key): value(depth + 1) for key in range(5)}][kind]()
+        return [
+            lambda: dice.randrange(10 ** dice.randrange(1, 700)),
+            lambda: "tRd]}" * dice.randrange(200),
+            lambda: dice.randbytes(dice.randrange(700)),
+            dice.random,
+            lambda: bytearray(dice.randbytes(9)),
+            lambda: Decimal(1),
+            lambda: [value(depth + 1) for _ in range(dice.randrange(9))],
+            lambda: {1, "R", frozenset([2])},
+            lambda: tuple(value(depth + 1) for _ in range(dice.randrange(6))),
+            lambda: {str(key): value(depth + 1) for key in range(5)},
+        ][kind]()
 
     for _ in range(60):
         body = slim.encode({str(key): value() for key in range(20)})
-        tuples = sum(opcode.code in "\x85\x86\x87t" for opcode, _, _ in pickletools.genops(zlib.decompress(body)))
+        tuples = sum(
+            opcode.code in "\x85\x86\x87t"
+            for opcode, _, _ in pickletools.genops(zlib.decompress(body))
+        )
         with monkeypatch.context() as patched:
             patched.setattr(slim, "MAX_TUPLES", tuples)
             slim.decode(body)
@@ -515,7 +726,9 @@ def test_object_that_is_pickled_by_the_name_of_a_global_is_read_by_any_alone() -
 
 
 def test_object_without_state_is_read_as_pickle_reads_it() -> None:
-    assert type(slim.decode(slim.encode({"x": Stateful()}, [Stateful]), [Stateful])["x"]) is Stateful
+    assert (
+        type(slim.decode(slim.encode({"x": Stateful()}, [Stateful]), [Stateful])["x"]) is Stateful
+    )
 
 
 @pytest.mark.parametrize("cls", [Point, Pair, Color, Slotted], ids=lambda cls: cls.__name__)
@@ -525,16 +738,28 @@ def test_body_alters_no_allowed_class_of_the_application(cls: type) -> None:
             slim.decode(body(pickled + b"0}"), [cls])
 
 
-@pytest.mark.parametrize("state", [b"(c__builtin__\nset\n(t(dNt", b"(S'size'\nI1\nd", b"(N(S'size'\nI1\ndt"])
+@pytest.mark.parametrize(
+    "state", [b"(c__builtin__\nset\n(t(dNt", b"(S'size'\nI1\nd", b"(N(S'size'\nI1\ndt"]
+)
 def test_body_in_the_form_of_python_2_alters_nothing_by_which_others_are_read(state: bytes) -> None:
     good = zlib.compress(b"(dS'day'\ncdatetime\ndate\n(S'\\x07\\xd9\\x02\\x1b'\ntRs.")
-    for name in b"datetime\ndate", b"copy_reg\n_reconstructor", b"uuid\nUUID", b"collections\ndeque", b"decimal\nDecimal":
-        with contextlib.suppress(slim.Corrupt):                 # refused, or without effect
+    for name in (
+        b"datetime\ndate",
+        b"copy_reg\n_reconstructor",
+        b"uuid\nUUID",
+        b"collections\ndeque",
+        b"decimal\nDecimal",
+    ):
+        with contextlib.suppress(slim.Corrupt):  # refused, or without effect
             slim.decode(zlib.compress(b"(dS'value'\nc" + name + b"\n" + state + b"bs."))
         assert slim.decode(good) == {"day": dt.date(2009, 2, 27)}
-        assert [vars(known) for known in slim._KNOWN_2.values() if not isinstance(known, type) and vars(known)] == []
+        assert [
+            vars(known)
+            for known in slim._KNOWN_2.values()
+            if not isinstance(known, type) and vars(known)
+        ] == []
 
 
 def test_body_in_the_form_of_python_2_makes_no_function_that_calls_itself() -> None:
-    with pytest.raises(slim.Corrupt):                           # by BUILD, of what is to be called: it ended the process
+    with pytest.raises(slim.Corrupt):  # by BUILD, of what is to be called: it ended the process
         slim.decode(zlib.compress(b"(dS'value'\ncdatetime\ndate\np0\n(g0\n(t(dNtb(tRs."))

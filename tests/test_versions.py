@@ -1,4 +1,5 @@
 """Every put is a new version; a writer may say which one it replaces, and a stale writer is told."""
+
 from __future__ import annotations
 
 import time
@@ -12,6 +13,7 @@ from check import wrong
 import slim
 
 LOCK_WAIT_TIMEOUT = 1205
+
 
 def test_every_put_is_a_new_version_even_of_the_same_entity(store: slim.Datastore) -> None:
     versions = []
@@ -28,7 +30,9 @@ def test_expect_replaces_the_version_it_names(store: slim.Datastore) -> None:
     assert store.get("a") == {"id": "a", "n": 2}
 
 
-def test_stale_put_is_a_conflict_and_changes_nothing(store: slim.Datastore, connect: dict[str, Any]) -> None:
+def test_stale_put_is_a_conflict_and_changes_nothing(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
     store.add_index(slim.Index("index_n", {"n": int}))
     store.put({"id": "a", "n": 1})
     stale = store.get("a").version
@@ -105,7 +109,10 @@ def test_update_of_none_is_a_key_error_unless_it_has_a_default(store: slim.Datas
         store.update("a", lambda entity: entity.update(n=1))
     assert "a" not in store
     default: dict[str, Any] = {"tags": []}
-    assert store.update("a", lambda entity: entity["tags"].append("x"), default) == {"id": "a", "tags": ["x"]}
+    assert store.update("a", lambda entity: entity["tags"].append("x"), default) == {
+        "id": "a",
+        "tags": ["x"],
+    }
     assert default == {"tags": []}
 
 
@@ -139,7 +146,9 @@ def test_put_in_update_commits_with_it(store: slim.Datastore) -> None:
     assert store.get_many(["a", "b"]) == {"a": {"id": "a"}, "b": {"id": "b", "n": 1}}
 
 
-def test_update_calls_change_again_with_the_entity_as_it_is_after_a_lock_timeout(store: slim.Datastore) -> None:
+def test_update_calls_change_again_with_the_entity_as_it_is_after_a_lock_timeout(
+    store: slim.Datastore,
+) -> None:
     store.put({"id": "a", "n": 1})
     tries = []
 
@@ -199,7 +208,9 @@ def test_get_reads_any_version_of_this_id_alone(kept: slim.Datastore) -> None:
     assert kept.get("b", version=old.version) is None
 
 
-def test_delete_with_history_erases_every_version_for_good(kept: slim.Datastore, sql: Callable[..., Any]) -> None:
+def test_delete_with_history_erases_every_version_for_good(
+    kept: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     kept.put({"id": "a", "n": 0})
     kept.put({"id": "a", "n": 1})
     kept.put({"id": "b"})
@@ -210,7 +221,8 @@ def test_delete_with_history_erases_every_version_for_good(kept: slim.Datastore,
 
 
 def test_delete_with_history_erases_it_also_where_the_connection_was_lost(
-        kept: slim.Datastore, sql: Callable[..., Any]) -> None:
+    kept: slim.Datastore, sql: Callable[..., Any]
+) -> None:
     kept.put({"id": "a"})
     kept.delete("a")
     sql(f"KILL {kept._local.connection.thread_id()}")
@@ -218,7 +230,9 @@ def test_delete_with_history_erases_it_also_where_the_connection_was_lost(
     assert kept.history("a") == []
 
 
-def test_history_is_kept_by_every_datastore_once_its_table_stands(kept: slim.Datastore, connect: dict[str, Any]) -> None:
+def test_history_is_kept_by_every_datastore_once_its_table_stands(
+    kept: slim.Datastore, connect: dict[str, Any]
+) -> None:
     with slim.Datastore(**connect) as other:
         other.put({"id": "a"})
     assert kept.history("a") == [{"id": "a"}]
@@ -237,14 +251,17 @@ def test_updated_is_the_time_of_the_put_in_utc(store: slim.Datastore) -> None:
     assert abs(updated.timestamp() - time.time()) < 5
 
 
-def test_version_is_read_by_a_store_that_was_open_before_there_was_history(store: slim.Datastore, connect: dict[str, Any]) -> None:
+def test_version_is_read_by_a_store_that_was_open_before_there_was_history(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
     with slim.Datastore(**connect, history=True) as other:
         first, _ = [other.get(other.put({"id": "k", "n": n})) for n in (1, 2)]
     assert store.get("k", version=first.version) == first
 
 
 def test_delete_that_finds_none_keeps_the_history_of_who_puts_one_meanwhile(
-        kept: slim.Datastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def put_meanwhile(*_: Any, **__: Any) -> None:
         monkeypatch.undo()
         kept.put({"id": "k"})
@@ -255,7 +272,9 @@ def test_delete_that_finds_none_keeps_the_history_of_who_puts_one_meanwhile(
     assert len(kept.history("k")) == 1
 
 
-def test_duplicate_in_a_block_is_no_conflict_with_what_it_has_inserted_itself(store: slim.Datastore) -> None:
+def test_duplicate_in_a_block_is_no_conflict_with_what_it_has_inserted_itself(
+    store: slim.Datastore,
+) -> None:
     store.add_index(slim.Index("index_email", "email", unique=True))
     store.put_many([{"id": "a", "email": "a@b"}, {"id": "b"}])
     for id, expect in ("c", 0), ("b", store.get("b").version):
@@ -278,9 +297,13 @@ def test_block_goes_on_after_a_conflict_and_a_delete_of_none(store: slim.Datasto
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_update_that_was_overtaken_does_what_its_change_puts_once(
-        inside: bool, store: slim.Datastore, connect: dict[str, Any]) -> None:
-    store.put_many([{"id": "count", "n": 0}, {"id": "m"}])       # m: InnoDB may lock what sorts next to what was written
+    inside: bool, store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    store.put_many(
+        [{"id": "count", "n": 0}, {"id": "m"}]
+    )  # m: InnoDB may lock what sorts next to what was written
     with slim.Datastore(**connect) as rival:
+
         def change(entity: slim.Entity) -> None:
             store.update("count", lambda count: count.update(n=count["n"] + 1))
             if "z" not in rival:
@@ -291,7 +314,10 @@ def test_update_that_was_overtaken_does_what_its_change_puts_once(
             with pytest.raises(slim.Conflict), store.transaction():
                 store.put({"id": "first"})
                 store.update("z", change, default={})
-            assert store.get_many(["count", "z", "first"]) == {"count": {"id": "count", "n": 0}, "z": {"id": "z", "n": 7}}
+            assert store.get_many(["count", "z", "first"]) == {
+                "count": {"id": "count", "n": 0},
+                "z": {"id": "z", "n": 7},
+            }
         else:
             assert store.update("z", change, default={}) == {"id": "z", "n": 7, "m": 1}
             assert store.get("count") == {"id": "count", "n": 1}

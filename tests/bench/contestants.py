@@ -1,4 +1,5 @@
 """What is compared: slim itself, and the shape that the others share."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from documents import PROPERTIES
 import slim
 
 Document = dict[str, Any]
-BATCH = 1000                    # documents of a transaction of put_many
+BATCH = 1000  # documents of a transaction of put_many
 
 
 class Contestant:
@@ -21,7 +22,7 @@ class Contestant:
     """
 
     name: ClassVar[str]
-    server: ClassVar[str | None] = None         # the kind that it needs
+    server: ClassVar[str | None] = None  # the kind that it needs
 
     def __init__(self, connect: dict[str, Any], x_port: int | None, indexed: bool) -> None:
         self.connect, self.x_port, self.indexed = connect, x_port, indexed
@@ -66,7 +67,11 @@ class Slim(Contestant):
     name = "slim"
 
     def open(self) -> None:
-        self.indexes = [slim.Index(f"index_{name}", {name: cls}) for name, cls in PROPERTIES.items()] if self.indexed else []
+        self.indexes = (
+            [slim.Index(f"index_{name}", {name: cls}) for name, cls in PROPERTIES.items()]
+            if self.indexed
+            else []
+        )
         self.store = slim.Datastore(**self.connect, indexes=self.indexes)
 
     def put(self, ready: Any) -> None:
@@ -92,4 +97,6 @@ class Slim(Contestant):
 
 def connection(connect: dict[str, Any]) -> Any:
     """An autocommitting connection; times as slim's sessions have them."""
-    return MySQLdb.connect(**connect, charset="utf8mb4", autocommit=True, init_command="SET time_zone = '+00:00'")
+    return MySQLdb.connect(
+        **connect, charset="utf8mb4", autocommit=True, init_command="SET time_zone = '+00:00'"
+    )

@@ -1,4 +1,5 @@
 """What the benchmarks store: real documents, which are the demonstration's, and synthetic ones of about 300 bytes."""
+
 from __future__ import annotations
 
 import pickle
@@ -12,11 +13,17 @@ from typing import Any
 
 import demo
 
-USERS = 20                      # documents of one user: what `find` finds
-WORDS = ("the quick brown fox jumps over a lazy dog while every entity keeps its own small story of words told "
-         "in many ways to whoever asks for it by name").split()
+USERS = 20  # documents of one user: what `find` finds
+WORDS = (
+    "the quick brown fox jumps over a lazy dog while every entity keeps its own small story of words told "
+    "in many ways to whoever asks for it by name"
+).split()
 CITIES = ["Berlin", "Paris", "Rome", "Lagos", "Quito", "Osaka", "Tromsø", "Zürich"]
-PROPERTIES: dict[str, type] = {"user_id": str, "city": str, "born": int}    # what is indexed, each by its own index
+PROPERTIES: dict[str, type] = {
+    "user_id": str,
+    "city": str,
+    "born": int,
+}  # what is indexed, each by its own index
 LEVELS = 1, 3, 6, 9
 
 
@@ -32,10 +39,19 @@ def random_id(number: int) -> str:
 def synthetic(count: int, make_id: Any = ordered_id) -> list[dict[str, Any]]:
     """Each user has USERS of them."""
     users = [f"user-{uuid.uuid4()}" for _ in range(-(-count // USERS))]
-    return [{"id": make_id(number), "user_id": users[number % len(users)], "city": random.choice(CITIES),
-             "born": random.randrange(1920, 2020), "title": " ".join(random.choices(WORDS, k=5)),
-             "text": " ".join(random.choices(WORDS, k=18)), "likes": random.randrange(100),
-             "tags": random.sample(WORDS, 3)} for number in range(count)]
+    return [
+        {
+            "id": make_id(number),
+            "user_id": users[number % len(users)],
+            "city": random.choice(CITIES),
+            "born": random.randrange(1920, 2020),
+            "title": " ".join(random.choices(WORDS, k=5)),
+            "text": " ".join(random.choices(WORDS, k=18)),
+            "likes": random.randrange(100),
+            "tags": random.sample(WORDS, 3),
+        }
+        for number in range(count)
+    ]
 
 
 def stream(count: int, make_id: Any = ordered_id) -> Iterator[dict[str, Any]]:
@@ -46,8 +62,16 @@ def stream(count: int, make_id: Any = ordered_id) -> Iterator[dict[str, Any]]:
 def real() -> list[dict[str, Any]]:
     """The demonstration's documents, with the three properties that the benchmarks index."""
     found = demo.library(progress=lambda paths, total: paths)
-    return [{**document, "id": ordered_id(number), "user_id": document["package"], "city": document["kind"],
-             "born": document.get("lines", 0)} for number, document in enumerate(found)]
+    return [
+        {
+            **document,
+            "id": ordered_id(number),
+            "user_id": document["package"],
+            "city": document["kind"],
+            "born": document.get("lines", 0),
+        }
+        for number, document in enumerate(found)
+    ]
 
 
 def levels(title: str, documents: Sequence[dict[str, Any]]) -> list[list[Any]]:
@@ -56,7 +80,7 @@ def levels(title: str, documents: Sequence[dict[str, Any]]) -> list[list[Any]]:
     bodies = {level: [zlib.compress(data, level) for data in pickles] for level in LEVELS}
     times: dict[int, list[list[float]]] = {level: [] for level in LEVELS}
     for _ in range(7):
-        for level in LEVELS:                                    # in turn: what else the machine does hits all alike
+        for level in LEVELS:  # in turn: what else the machine does hits all alike
             start = time.thread_time()
             for data in pickles:
                 zlib.compress(data, level)
@@ -64,5 +88,13 @@ def levels(title: str, documents: Sequence[dict[str, Any]]) -> list[list[Any]]:
             for body in bodies[level]:
                 zlib.decompress(body)
             times[level].append([middle - start, time.thread_time() - middle])
-    return [[title, round(mean(map(len, pickles))), level, round(mean(map(len, bodies[level]))),
-             *(f"{min(column) / len(pickles) * 1e6:.1f}" for column in zip(*times[level]))] for level in LEVELS]
+    return [
+        [
+            title,
+            round(mean(map(len, pickles))),
+            level,
+            round(mean(map(len, bodies[level]))),
+            *(f"{min(column) / len(pickles) * 1e6:.1f}" for column in zip(*times[level])),
+        ]
+        for level in LEVELS
+    ]

@@ -1,7 +1,8 @@
 """Puts and scans so many entities, and prints its own peak of memory: after a tenth of them, and after all.
 
-    python memory.py "{'host': …}" COUNT        by a process of its own, which has loaded nothing else
+python memory.py "{'host': …}" COUNT        by a process of its own, which has loaded nothing else
 """
+
 from __future__ import annotations
 
 import resource
@@ -22,7 +23,9 @@ def peak() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) >> 10
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (
+            20 if sys.platform == "darwin" else 10
+        )
 
 
 def main(connect: str, count: int) -> None:

@@ -1,4 +1,5 @@
 """What users would pick instead, each as its documentation recommends, with the same three indexed properties."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,7 +16,7 @@ from documents import PROPERTIES
 from playhouse.kv import KeyValue
 from sqlalchemy.orm import DeclarativeBase, Session
 
-ACCOUNT = "slim_bench"          # on the private server
+ACCOUNT = "slim_bench"  # on the private server
 
 
 def plain(document: Document) -> Document:
@@ -25,8 +26,15 @@ def plain(document: Document) -> Document:
 
 def url(connect: dict[str, Any]) -> sa.URL:
     rest = dict(connect)
-    return sa.URL.create("mysql+mysqldb", rest.pop("user"), rest.pop("password"), rest.pop("host"), rest.pop("port", None),
-                         rest.pop("database"), {**{name: str(value) for name, value in rest.items()}, "charset": "utf8mb4"})
+    return sa.URL.create(
+        "mysql+mysqldb",
+        rest.pop("user"),
+        rest.pop("password"),
+        rest.pop("host"),
+        rest.pop("port", None),
+        rest.pop("database"),
+        {**{name: str(value) for name, value in rest.items()}, "charset": "utf8mb4"},
+    )
 
 
 def key(id: str) -> str:
@@ -45,15 +53,26 @@ class DocumentStore(Contestant):
         with contextlib.closing(connection(self.connect)) as admin:
             admin.query(f"CREATE USER IF NOT EXISTS {ACCOUNT} IDENTIFIED BY '{ACCOUNT}'")
             admin.query(f"GRANT ALL ON {self.connect['database']}.* TO {ACCOUNT}")
-        account = {"host": self.connect["host"], "port": self.x_port, "user": ACCOUNT, "password": ACCOUNT}
-        mysqlx.get_session(account).close()                     # by TLS once; then the server takes its word without, as the
+        account = {
+            "host": self.connect["host"],
+            "port": self.x_port,
+            "user": ACCOUNT,
+            "password": ACCOUNT,
+        }
+        mysqlx.get_session(
+            account
+        ).close()  # by TLS once; then the server takes its word without, as the
         # others are. Compressed, a packet of a thousand documents is refused: 5171, "Payload decompression failed".
-        self.session = mysqlx.get_session({**account, "ssl-mode": "disabled", "compression": "disabled"})
+        self.session = mysqlx.get_session(
+            {**account, "ssl-mode": "disabled", "compression": "disabled"}
+        )
         schema = self.session.get_schema(self.connect["database"])
         self.collection = schema.create_collection("documents")
         for name, cls in PROPERTIES.items() if self.indexed else ():
             kind = {"type": "INT"} if cls is int else {"type": "TEXT(64)"}
-            self.collection.create_index(f"index_{name}", {"fields": [{"field": f"$.{name}", **kind}]}).execute()
+            self.collection.create_index(
+                f"index_{name}", {"fields": [{"field": f"$.{name}", **kind}]}
+            ).execute()
 
     def ready(self, documents: Sequence[Document]) -> list[Document]:
         return [{"_id": key(document["id"]), **plain(document)} for document in documents]
@@ -66,7 +85,7 @@ class DocumentStore(Contestant):
 
     def put_many(self, ready: Any) -> None:
         for start in range(0, len(ready), BATCH):
-            self.collection.add(*ready[start:start + BATCH]).execute()
+            self.collection.add(*ready[start : start + BATCH]).execute()
 
     def get(self, id: str) -> Any:
         return self.collection.get_one(key(id))
@@ -92,10 +111,21 @@ class SQLAlchemy(Contestant):
         class Base(DeclarativeBase):
             pass
 
-        columns = {name: sa.Column(sa.Integer if cls is int else sa.String(191), index=True)
-                   for name, cls in PROPERTIES.items() if self.indexed}
-        self.model: Any = type("Row", (Base,), {"__tablename__": "rows_of_json", "id": sa.Column(sa.String(36), primary_key=True),
-                                                "body": sa.Column(sa.JSON), **columns})
+        columns = {
+            name: sa.Column(sa.Integer if cls is int else sa.String(191), index=True)
+            for name, cls in PROPERTIES.items()
+            if self.indexed
+        }
+        self.model: Any = type(
+            "Row",
+            (Base,),
+            {
+                "__tablename__": "rows_of_json",
+                "id": sa.Column(sa.String(36), primary_key=True),
+                "body": sa.Column(sa.JSON),
+                **columns,
+            },
+        )
         self.engine = sa.create_engine(url(self.connect))
         Base.metadata.create_all(self.engine)
 
@@ -103,7 +133,11 @@ class SQLAlchemy(Contestant):
         return [plain(document) for document in documents]
 
     def row(self, document: Document) -> Any:
-        return self.model(id=document["id"], body=document, **{name: document[name] for name in PROPERTIES if self.indexed})
+        return self.model(
+            id=document["id"],
+            body=document,
+            **{name: document[name] for name in PROPERTIES if self.indexed},
+        )
 
     def put(self, ready: Any) -> None:
         with Session(self.engine) as session:
@@ -118,7 +152,7 @@ class SQLAlchemy(Contestant):
     def put_many(self, ready: Any) -> None:
         for start in range(0, len(ready), BATCH):
             with Session(self.engine) as session:
-                session.add_all(map(self.row, ready[start:start + BATCH]))
+                session.add_all(map(self.row, ready[start : start + BATCH]))
                 session.commit()
 
     def get(self, id: str) -> Any:
@@ -132,7 +166,9 @@ class SQLAlchemy(Contestant):
 
     def scan(self, _: object = None) -> int:
         with Session(self.engine) as session:
-            return sum(1 for _ in session.scalars(sa.select(self.model).execution_options(yield_per=BATCH)))
+            return sum(
+                1 for _ in session.scalars(sa.select(self.model).execution_options(yield_per=BATCH))
+            )
 
     def close(self) -> None:
         self.engine.dispose()
@@ -147,13 +183,20 @@ class Dataset(Contestant):
         self.database = dataset.connect(url(self.connect).render_as_string(hide_password=False))
         self.table = self.database.create_table("documents", "id", self.database.types.string(36))
         for name, cls in PROPERTIES.items():
-            self.table.create_column(name, self.database.types.integer if cls is int else self.database.types.string(191))
+            self.table.create_column(
+                name, self.database.types.integer if cls is int else self.database.types.string(191)
+            )
             if self.indexed:
                 self.table.create_index([name])
 
     def ready(self, documents: Sequence[Document]) -> list[Document]:
-        return [{name: json.dumps(value) if isinstance(value, (list, dict)) else value for name, value in document.items()}
-                for document in documents]
+        return [
+            {
+                name: json.dumps(value) if isinstance(value, (list, dict)) else value
+                for name, value in document.items()
+            }
+            for document in documents
+        ]
 
     def put(self, ready: Any) -> None:
         self.table.insert(ready[0])
@@ -194,7 +237,9 @@ class Peewee(Contestant):
 
     def put_many(self, ready: Any) -> None:
         for start in range(0, len(ready), BATCH):
-            self.store.update({document["id"]: document for document in ready[start:start + BATCH]})
+            self.store.update(
+                {document["id"]: document for document in ready[start : start + BATCH]}
+            )
 
     def get(self, id: str) -> Any:
         return self.store[id]

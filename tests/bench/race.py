@@ -1,4 +1,5 @@
 """Interleaved rounds: everybody does a few calls of a job in turn, so that whatever else the machine does hits all alike."""
+
 from __future__ import annotations
 
 import statistics
@@ -18,7 +19,7 @@ class Job(NamedTuple):
     method: str
     make: Callable[[Any, int], Calls]
     rounds: int
-    per_call: int = 1           # documents of a call
+    per_call: int = 1  # documents of a call
     threads: int = 1
     against: Sequence[str] | None = None
 
@@ -84,8 +85,23 @@ def ratio(slim: Sequence[float], other: Sequence[float]) -> Ratio:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """In Markdown, with aligned columns."""
-    texts = [list(head), *([f"{cell:,.4g}" if type(cell) is float else f"{cell:,}" if type(cell) is int else f"{cell}"
-                            for cell in row] for row in rows)]
+    texts = [
+        list(head),
+        *(
+            [
+                f"{cell:,.4g}"
+                if type(cell) is float
+                else f"{cell:,}"
+                if type(cell) is int
+                else f"{cell}"
+                for cell in row
+            ]
+            for row in rows
+        ),
+    ]
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     texts.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in texts)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
+        for row in texts
+    )

@@ -10,6 +10,7 @@ All take turns on one server, in short rounds; a ratio is slim's rate divided by
 slim is faster. Told are the median of the rounds, and in brackets their middle half. Servers run with default durability.
 Goals that are missed are told at the end, beside what the floor reaches.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,13 +42,14 @@ from race import Job, race, ratio, table  # noqa: E402
 from server import Named, Server, kinds  # noqa: E402
 
 PARTS = "levels", "peers", "profile", "indexless", "real", "whole", "growth"
-STANDING = 4_000                # documents that stand before the clock starts
-BATCHES = 3                     # transactions of a put_many
+STANDING = 4_000  # documents that stand before the clock starts
+BATCHES = 3  # transactions of a put_many
 
 
 @contextmanager
-def contest(server: Named, classes: Sequence[type], standing: Sequence[dict[str, Any]],
-            indexed: bool = True) -> Iterator[list[Any]]:
+def contest(
+    server: Named, classes: Sequence[type], standing: Sequence[dict[str, Any]], indexed: bool = True
+) -> Iterator[list[Any]]:
     """Contestants, each with a database of its own in which the documents stand."""
     able = [each for each in classes if each.server in (None, server.kind)]  # type: ignore[attr-defined]
     names = {each: f"slim_bench_{uuid.uuid4().hex}" for each in able}
@@ -60,7 +62,7 @@ def contest(server: Named, classes: Sequence[type], standing: Sequence[dict[str,
             server.query(f"CREATE DATABASE {names[each]}")
             made.append(each({**server.connect, "database": names[each]}, x_port, indexed))
             for start in range(0, len(standing), BATCH):
-                made[-1].fill(standing[start:start + BATCH])
+                made[-1].fill(standing[start : start + BATCH])
         yield made
     finally:
         for contestant in made:
@@ -69,7 +71,9 @@ def contest(server: Named, classes: Sequence[type], standing: Sequence[dict[str,
             server.query(f"DROP DATABASE IF EXISTS {name}")
 
 
-def jobs(standing: Sequence[dict[str, Any]], fresh: Callable[[int], list[dict[str, Any]]], times: int) -> list[Job]:
+def jobs(
+    standing: Sequence[dict[str, Any]], fresh: Callable[[int], list[dict[str, Any]]], times: int
+) -> list[Job]:
     """All jobs, `times` as many rounds as the short form has. First the one that needs to know what stands."""
     ids, users = [each["id"] for each in standing], sorted({each["user_id"] for each in standing})
     few = "slim", "floor"
@@ -78,7 +82,10 @@ def jobs(standing: Sequence[dict[str, Any]], fresh: Callable[[int], list[dict[st
         return [contestant.ready([document]) for document in fresh(8)]
 
     def changed(contestant: Any, _: int) -> list[Any]:
-        return [contestant.ready([{**document, "likes": random.randrange(1 << 20)}]) for document in random.sample(standing, 8)]
+        return [
+            contestant.ready([{**document, "likes": random.randrange(1 << 20)}])
+            for document in random.sample(standing, 8)
+        ]
 
     def many(contestant: Any, _: int) -> list[Any]:
         return [contestant.ready(fresh(BATCHES * BATCH))]
@@ -89,14 +96,35 @@ def jobs(standing: Sequence[dict[str, Any]], fresh: Callable[[int], list[dict[st
         Job("put, replacing", "replace", changed, 25 * times),
         Job("put_many", "put_many", many, 7 * times, per_call=BATCHES * BATCH),
         Job("get", "get", lambda _, __: random.sample(ids, 50), 40 * times),
-        Job("find 20", "find", lambda _, __: random.sample(users, 10), 40 * times, per_call=documents.USERS),
+        Job(
+            "find 20",
+            "find",
+            lambda _, __: random.sample(users, 10),
+            40 * times,
+            per_call=documents.USERS,
+        ),
         Job("put, 16 threads", "put", new, 8 * times, threads=16, against=few),
-        Job("get, 16 threads", "get", lambda _, __: random.sample(ids, 50), 12 * times, threads=16, against=few),
+        Job(
+            "get, 16 threads",
+            "get",
+            lambda _, __: random.sample(ids, 50),
+            12 * times,
+            threads=16,
+            against=few,
+        ),
     ]
 
 
-def compare(server: Named, title: str, classes: Sequence[type], standing: list[dict[str, Any]], make: Callable[[int], Any],
-            times: int, only: Sequence[str] = (), indexed: bool = True) -> dict[str, dict[str, Any]]:
+def compare(
+    server: Named,
+    title: str,
+    classes: Sequence[type],
+    standing: list[dict[str, Any]],
+    make: Callable[[int], Any],
+    times: int,
+    only: Sequence[str] = (),
+    indexed: bool = True,
+) -> dict[str, dict[str, Any]]:
     """Prints a table, and returns {job: {contestant: Ratio}}."""
     results: dict[str, dict[str, Any]] = {}
     rows = []
@@ -104,14 +132,31 @@ def compare(server: Named, title: str, classes: Sequence[type], standing: list[d
         for job in jobs(standing, make, times):
             if only and job.name not in only:
                 continue
-            seconds = race(job, [each for each in contestants if (job.against is None or each.name in job.against)
-                                 and (job.name, each.name) != ("put_many", "2009")])      # which has none
+            seconds = race(
+                job,
+                [
+                    each
+                    for each in contestants
+                    if (job.against is None or each.name in job.against)
+                    and (job.name, each.name) != ("put_many", "2009")
+                ],
+            )  # which has none
             slim = seconds.pop("slim")
             results[job.name] = {name: ratio(slim, other) for name, other in seconds.items()}
-            rows.append([job.name, f"{statistics.median(slim) * 1e6:,.0f}", *(
-                results[job.name].get(each.name, "") for each in contestants[1:])])
+            rows.append(
+                [
+                    job.name,
+                    f"{statistics.median(slim) * 1e6:,.0f}",
+                    *(results[job.name].get(each.name, "") for each in contestants[1:]),
+                ]
+            )
     print(f"\n### {server.kind}: {title}\n")
-    print(table(["job", "slim, µs each", *(f"against {each.name}" for each in contestants[1:])], rows), flush=True)
+    print(
+        table(
+            ["job", "slim, µs each", *(f"against {each.name}" for each in contestants[1:])], rows
+        ),
+        flush=True,
+    )
     goals.check_rates(server.kind, title, results)
     return results
 
@@ -121,8 +166,13 @@ def whole(server: Named, times: int) -> None:
     standing = documents.synthetic(5 * STANDING)
     with contest(server, [Slim, Floor], standing) as (slim, floor):
         store, index = slim.store, slim.indexes[1]
-        steps = {"scan by hand": floor.scan, "scan": slim.scan, "schema": store.schema,
-                 "populate, all right": lambda: index.populate(store), "populate, a new index": lambda: index.populate(store)}
+        steps = {
+            "scan by hand": floor.scan,
+            "scan": slim.scan,
+            "schema": store.schema,
+            "populate, all right": lambda: index.populate(store),
+            "populate, a new index": lambda: index.populate(store),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(5 * times):
             for name, step in steps.items():
@@ -132,48 +182,96 @@ def whole(server: Named, times: int) -> None:
                 start = time.perf_counter()
                 step()
                 seconds[name].append(time.perf_counter() - start)
-    results = {name: {"floor": ratio(each, seconds["scan by hand"])} for name, each in seconds.items()}
+    results = {
+        name: {"floor": ratio(each, seconds["scan by hand"])} for name, each in seconds.items()
+    }
     print(f"\n### {server.kind}: over all of {len(standing):,} entities\n")
-    print(table(["step", "µs each", "of the rate of a scan by hand"], [
-        [name, statistics.median(each) / len(standing) * 1e6, results[name]["floor"]]
-        for name, each in seconds.items()]), flush=True)
+    print(
+        table(
+            ["step", "µs each", "of the rate of a scan by hand"],
+            [
+                [name, statistics.median(each) / len(standing) * 1e6, results[name]["floor"]]
+                for name, each in seconds.items()
+            ],
+        ),
+        flush=True,
+    )
     goals.check_rates(server.kind, "whole", results)
     with contest(server, [Floor, Unguarded], standing[:STANDING]) as pair:
-        seconds = race(Job("guard", "put", lambda each, _: [each.ready([document]) for document in documents.synthetic(8)],
-                           150 * times), pair)
+        seconds = race(
+            Job(
+                "guard",
+                "put",
+                lambda each, _: [each.ready([document]) for document in documents.synthetic(8)],
+                150 * times,
+            ),
+            pair,
+        )
     cost = ratio(seconds[Unguarded.name], seconds[Floor.name])
     print(f"\nThe guard costs a put with three indexes {cost} times its time without.", flush=True)
     if server.kind == "mysql":
-        goals.check(server.kind, "time of a put, times that without the guard", cost, 1.05, at_least=False)
+        goals.check(
+            server.kind, "time of a put, times that without the guard", cost, 1.05, at_least=False
+        )
 
 
 def levels(real: list[dict[str, Any]]) -> None:
-    found = {"synthetic": documents.synthetic(2000), "real": random.sample(real, 2000),
-             "the largest real": sorted(real, key=lambda document: len(repr(document)))[-200:],
-             "30 synthetic in one": [{"parts": documents.synthetic(30)} for _ in range(200)]}
+    found = {
+        "synthetic": documents.synthetic(2000),
+        "real": random.sample(real, 2000),
+        "the largest real": sorted(real, key=lambda document: len(repr(document)))[-200:],
+        "30 synthetic in one": [{"parts": documents.synthetic(30)} for _ in range(200)],
+    }
     print("\n### zlib's level\n")
-    print(table(["documents", "pickled bytes", "level", "bytes", "µs to compress", "µs to decompress"], [
-        row for title, each in found.items() for row in documents.levels(title, each)]), flush=True)
+    print(
+        table(
+            ["documents", "pickled bytes", "level", "bytes", "µs to compress", "µs to decompress"],
+            [row for title, each in found.items() for row in documents.levels(title, each)],
+        ),
+        flush=True,
+    )
 
 
-def bench(server: Named, options: argparse.Namespace, real: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def bench(
+    server: Named, options: argparse.Namespace, real: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     times, results = 4 if options.long else 1, {}
     print(f"\n## {server.kind} {server.query('SELECT VERSION()')[0][0]}", flush=True)
     if "peers" in options.part:
-        results = compare(server, "synthetic documents, three indexes",
-                          [Slim, Floor, Original, DocumentStore, SQLAlchemy, Dataset], documents.synthetic(STANDING),
-                          documents.synthetic, times)
+        results = compare(
+            server,
+            "synthetic documents, three indexes",
+            [Slim, Floor, Original, DocumentStore, SQLAlchemy, Dataset],
+            documents.synthetic(STANDING),
+            documents.synthetic,
+            times,
+        )
     if "profile" in options.part:
         spent.show(server, contest)
     if "indexless" in options.part:
-        compare(server, "synthetic documents, no index", [Slim, Floor, DocumentStore, SQLAlchemy, Peewee],
-                documents.synthetic(STANDING), documents.synthetic, times, ["put, new id", "put_many", "get"], False)
+        compare(
+            server,
+            "synthetic documents, no index",
+            [Slim, Floor, DocumentStore, SQLAlchemy, Peewee],
+            documents.synthetic(STANDING),
+            documents.synthetic,
+            times,
+            ["put, new id", "put_many", "get"],
+            False,
+        )
     if "real" in options.part:
         endless = itertools.cycle(real)
-        compare(server, "real documents, three indexes", [Slim, Floor, Original, DocumentStore, SQLAlchemy],
-                real[:STANDING],
-                lambda number: [{**next(endless), "id": documents.ordered_id(n)} for n in range(number)], times,
-                ["put, new id", "put_many", "get"])
+        compare(
+            server,
+            "real documents, three indexes",
+            [Slim, Floor, Original, DocumentStore, SQLAlchemy],
+            real[:STANDING],
+            lambda number: [
+                {**next(endless), "id": documents.ordered_id(n)} for n in range(number)
+            ],
+            times,
+            ["put, new id", "put_many", "get"],
+        )
     if "whole" in options.part:
         whole(server, times)
     if "growth" in options.part:
@@ -182,11 +280,17 @@ def bench(server: Named, options: argparse.Namespace, real: list[dict[str, Any]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("tests/run bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", action="store_true", help="four times the rounds, a million entities")
+    parser = argparse.ArgumentParser(
+        "tests/run bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--long", action="store_true", help="four times the rounds, a million entities"
+    )
     parser.add_argument("--millions", type=int, default=0, help="up to so many million entities")
     parser.add_argument("--server", choices=["mysql", "mariadb"], help="on this kind alone")
-    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone; may be repeated")
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="this part alone; may be repeated"
+    )
     options = parser.parse_args()
     options.part = options.part or PARTS
     options.sizes = [10_000, 100_000] + [1_000_000] * (options.long or options.millions > 0)
@@ -196,7 +300,11 @@ def main() -> int:
     if "levels" in options.part:
         levels(real)
     named = os.environ.get("SLIM_SERVER")
-    for server in [Named(named)] if named else (Server(kind) for kind in kinds() if options.server in (None, kind)):
+    for server in (
+        [Named(named)]
+        if named
+        else (Server(kind) for kind in kinds() if options.server in (None, kind))
+    ):
         with server:
             results[server.kind] = bench(server, options, real)
     goals.show()

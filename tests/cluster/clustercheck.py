@@ -4,6 +4,7 @@
 
 A node that accepts connections is not enough: one that lost the majority, or is catching up, answers and must get no work.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -32,15 +33,16 @@ def is_synced(connect: Mapping[str, Any]) -> bool:
             return bool(connection.store_result().fetch_row()[0][1] == "Synced")
         finally:
             connection.close()
-    except (MySQLdb.Error, IndexError):         # gone; or no cluster's node at all
+    except (MySQLdb.Error, IndexError):  # gone; or no cluster's node at all
         return False
 
 
 def server(port: int, connect: Mapping[str, Any]) -> http.server.ThreadingHTTPServer:
     """An HTTP server on `port` that answers for the node of MySQLdb.connect(**connect); its serve_forever() runs it."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def handle(self) -> None:
-            with contextlib.suppress(ConnectionError):          # HAProxy hangs up once it has the status
+            with contextlib.suppress(ConnectionError):  # HAProxy hangs up once it has the status
                 super().handle()
 
         def do_GET(self) -> None:
@@ -56,5 +58,9 @@ def server(port: int, connect: Mapping[str, Any]) -> http.server.ThreadingHTTPSe
 
 
 if __name__ == "__main__":
-    node = {"host": "127.0.0.1", "port": int(sys.argv[2]), "read_default_group": "client"}     # the account: ~/.my.cnf
+    node = {
+        "host": "127.0.0.1",
+        "port": int(sys.argv[2]),
+        "read_default_group": "client",
+    }  # the account: ~/.my.cnf
     server(int(sys.argv[1]), node).serve_forever()

@@ -1,4 +1,5 @@
 """Fixtures: a test that asks for `cluster` runs on Galera, and on Group Replication where Docker can start it."""
+
 from __future__ import annotations
 
 import time
@@ -15,7 +16,11 @@ CLUSTERS = {"mariadb": Galera, "mysql": GroupReplication}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cluster" in metafunc.fixturenames:
         kind = metafunc.config.getoption("server")
-        able = [each for each in CLUSTERS if each == kind or kind is None and (each != "mysql" or has_docker())]
+        able = [
+            each
+            for each in CLUSTERS
+            if each == kind or kind is None and (each != "mysql" or has_docker())
+        ]
         metafunc.parametrize("cluster", able, indirect=True, scope="session")
 
 
@@ -32,7 +37,9 @@ def shared(cluster: Cluster) -> Iterator[str]:
     name = f"slim_test_{uuid.uuid4().hex}"
     cluster.nodes[0].query(f"CREATE DATABASE {name}")
     for node in cluster.nodes:
-        while not node.query("SELECT 1 FROM information_schema.schemata WHERE schema_name = %s", [name]):
+        while not node.query(
+            "SELECT 1 FROM information_schema.schemata WHERE schema_name = %s", [name]
+        ):
             time.sleep(0.1)
     yield name
     cluster.nodes[0].query(f"DROP DATABASE {name}")

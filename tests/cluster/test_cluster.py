@@ -1,4 +1,5 @@
 """slim on three nodes that all take writes: the ordinary suite, races, nodes that are killed, and failover."""
+
 from __future__ import annotations
 
 import collections
@@ -19,35 +20,67 @@ from nodes import Cluster, haproxy
 import slim
 
 TESTS = Path(__file__).parent.parent
-SHORT = ["put", "index", "versions", "transactions", "concurrency", "tables", "exactness", "layouts"]   # enough without --long
-WRITERS = 2                             # processes on each node
-SECONDS = 4                             # of writing before, between and after two kills
-LONG_KILLS = 60                         # with --long
+SHORT = [
+    "put",
+    "index",
+    "versions",
+    "transactions",
+    "concurrency",
+    "tables",
+    "exactness",
+    "layouts",
+]  # enough without --long
+WRITERS = 2  # processes on each node
+SECONDS = 4  # of writing before, between and after two kills
+LONG_KILLS = 60  # with --long
 
 
 @pytest.mark.timeout(1800)
 def test_ordinary_suite_passes_on_a_node(cluster: Cluster, long: bool) -> None:
-    files = [path for path in TESTS.glob("test_*.py") if long or path.stem.removeprefix("test_") in SHORT]
+    files = [
+        path for path in TESTS.glob("test_*.py") if long or path.stem.removeprefix("test_") in SHORT
+    ]
     # "named" is in the name of each test that asks for a server; the others show nothing here
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "named", *map(str, sorted(files))],
-                          env={**os.environ, "SLIM_SERVER": cluster.nodes[0].url}, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "named", *map(str, sorted(files))],
+        env={**os.environ, "SLIM_SERVER": cluster.nodes[0].url},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     print(done.stdout[-10000:])
     assert done.returncode == 0
 
 
-def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None], nodes: int = 3,
-         pause: float = 0.0) -> list[races.Notes]:
+def race(
+    cluster: Cluster,
+    database: str,
+    stop: Path,
+    during: Callable[[], None],
+    nodes: int = 3,
+    pause: float = 0.0,
+) -> list[races.Notes]:
     """What the writers noted, WRITERS processes on each of so many nodes, while `during` ran."""
-    with slim.Datastore(**cluster.nodes[0].connect, database=database, indexes=races.INDEXES, history=True) as store:
+    with slim.Datastore(
+        **cluster.nodes[0].connect, database=database, indexes=races.INDEXES, history=True
+    ) as store:
         for key in range(races.HOT):
             store.put_many({"id": f"{kind}-{key}", "count": 0} for kind in ("expect", "update"))
-    for node in cluster.nodes:                                  # till it has the tables
+    for node in cluster.nodes:  # till it has the tables
         races.rows(cluster, node, database)
-    places = [{**node.connect, "database": database} for node in cluster.nodes[:nodes] for _ in range(WRITERS)]
-    context = multiprocessing.get_context("spawn")              # threads and connections of this process are not theirs
+    places = [
+        {**node.connect, "database": database}
+        for node in cluster.nodes[:nodes]
+        for _ in range(WRITERS)
+    ]
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # threads and connections of this process are not theirs
     with ProcessPoolExecutor(len(places), mp_context=context) as pool:
-        futures = [pool.submit(races.write, place, f"writer{n}", stop, pause) for n, place in enumerate(places)]
+        futures = [
+            pool.submit(races.write, place, f"writer{n}", stop, pause)
+            for n, place in enumerate(places)
+        ]
         try:
             during()
         finally:
@@ -58,10 +91,15 @@ def race(cluster: Cluster, database: str, stop: Path, during: Callable[[], None]
 def audit(cluster: Cluster, database: str, notes: list[races.Notes]) -> None:
     """Nothing acknowledged is lost, the indexes say what the entities say, and all nodes are identical."""
     first, *others = (races.rows(cluster, node, database) for node in cluster.nodes)
-    counted, unknown, errors = (sum(counters, collections.Counter()) for counters in zip(
-        *((note.counted, note.unknown, note.errors) for note in notes)))
-    print(f"{sum(note.calls for note in notes)} calls, {sum(len(note.put) for note in notes)} puts acknowledged,",
-          f"{counted.total()} increments, {unknown.total()} unknown, {len(first['entities'])} entities;", dict(errors))
+    counted, unknown, errors = (
+        sum(counters, collections.Counter())
+        for counters in zip(*((note.counted, note.unknown, note.errors) for note in notes))
+    )
+    print(
+        f"{sum(note.calls for note in notes)} calls, {sum(len(note.put) for note in notes)} puts acknowledged,",
+        f"{counted.total()} increments, {unknown.total()} unknown, {len(first['entities'])} entities;",
+        dict(errors),
+    )
     assert races.lost(first, notes) == []
     assert races.disagreements(first) == []
     assert all(other == first for other in others)
@@ -75,7 +113,9 @@ def test_writers_on_all_nodes_lose_nothing(cluster: Cluster, shared: str, tmp_pa
 
 
 @pytest.mark.timeout(0)
-def test_nodes_killed_under_writers_lose_nothing(cluster: Cluster, shared: str, tmp_path: Path, long: bool) -> None:
+def test_nodes_killed_under_writers_lose_nothing(
+    cluster: Cluster, shared: str, tmp_path: Path, long: bool
+) -> None:
     def kill() -> None:
         for turn in range(LONG_KILLS if long else 2):
             time.sleep(SECONDS)
@@ -84,11 +124,14 @@ def test_nodes_killed_under_writers_lose_nothing(cluster: Cluster, shared: str, 
             time.sleep(SECONDS)
             node.start()
         time.sleep(SECONDS)
+
     audit(cluster, shared, race(cluster, shared, tmp_path / "stop", kill, pause=cluster.pause))
 
 
 @pytest.mark.timeout(0)
-def test_index_added_while_nodes_write_misses_no_entity(cluster: Cluster, shared: str, tmp_path: Path, long: bool) -> None:
+def test_index_added_while_nodes_write_misses_no_entity(
+    cluster: Cluster, shared: str, tmp_path: Path, long: bool
+) -> None:
     def add() -> None:
         with slim.Datastore(**cluster.nodes[0].connect, database=shared) as store:
             for _ in range(60 if long else 6):
@@ -97,21 +140,30 @@ def test_index_added_while_nodes_write_misses_no_entity(cluster: Cluster, shared
                 time.sleep(0.5)
                 store.add_index(races.LATER)
                 assert races.disagreements(races.rows(cluster, cluster.nodes[0], shared)) == []
+
     audit(cluster, shared, race(cluster, shared, tmp_path / "stop", add, cluster.defines))
 
 
-def test_sessions_that_wait_read_what_another_node_acknowledged(cluster: Cluster, shared: str) -> None:
+def test_sessions_that_wait_read_what_another_node_acknowledged(
+    cluster: Cluster, shared: str
+) -> None:
     with slim.Datastore(**cluster.nodes[0].connect, database=shared) as writer:
         writer.put({"id": "a", "n": 0})
-        with slim.Datastore(**cluster.nodes[1].connect, database=shared, init_command=cluster.wait) as reader:
+        with slim.Datastore(
+            **cluster.nodes[1].connect, database=shared, init_command=cluster.wait
+        ) as reader:
             for n in range(200):
                 writer.put({"id": "a", "n": n})
                 assert reader.get("a") == {"id": "a", "n": n}
 
 
-def test_client_of_haproxy_goes_on_when_its_node_is_killed(cluster: Cluster, shared: str,
-                                                           request: pytest.FixtureRequest) -> None:
-    with haproxy(cluster) as connect, slim.Datastore(**connect, database=shared, indexes=races.INDEXES[:1]) as store:
+def test_client_of_haproxy_goes_on_when_its_node_is_killed(
+    cluster: Cluster, shared: str, request: pytest.FixtureRequest
+) -> None:
+    with (
+        haproxy(cluster) as connect,
+        slim.Datastore(**connect, database=shared, indexes=races.INDEXES[:1]) as store,
+    ):
         store.put({"id": "count", "count": 0})
         request.addfinalizer(cluster.nodes[0].start)
         killer = threading.Timer(1, cluster.nodes[0].kill)
@@ -124,10 +176,12 @@ def test_client_of_haproxy_goes_on_when_its_node_is_killed(cluster: Cluster, sha
             try:
                 store.update("count", lambda entity: entity.update(count=entity["count"] + 1))
                 counted += 1
-            except slim.Unknown:                                # its COMMIT was under way: the one thing slim cannot know
+            except slim.Unknown:  # its COMMIT was under way: the one thing slim cannot know
                 unknown += 1
             pause = max(pause, time.monotonic() - begun)
-        print(f"{counted + unknown} puts and updates, {unknown} unknown, the longest pause {pause:.1f} s")
+        print(
+            f"{counted + unknown} puts and updates, {unknown} unknown, the longest pause {pause:.1f} s"
+        )
         assert unknown <= 1
         assert counted <= (store.get("count") or {})["count"] <= counted + unknown
         assert races.INDEXES[0].count(store, user="bob") == counted + unknown
