@@ -10,15 +10,13 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from server import Named, Server, kinds
+from server import TITLES, Named, Server, kinds, untested, why_not
 
 import slim
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--server", choices=["mysql", "mariadb"], help="test on this kind of server alone"
-    )
+    parser.addoption("--server", choices=list(TITLES), help="test on this kind of server alone")
     parser.addoption(
         "--long", action="store_true", help="run the reliability tests for hours, not for seconds"
     )
@@ -32,21 +30,35 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @functools.cache
-def chosen(kind: str | None) -> list[str]:
-    """The kinds of server to test on; "named" is the one of SLIM_SERVER."""
+def chosen(name: str | None) -> list[str]:
+    """The names of the servers to test on; "named" is the one of SLIM_SERVER."""
     if "SLIM_SERVER" in os.environ:
         return ["named"]
-    found = [each for each in kinds() if kind in (None, each)]
-    if not found:
-        raise pytest.UsageError(
-            f"no {kind or 'MySQL server'} can be started here; tests/run installs one"
-        )
-    return found
+    if name:
+        reason = why_not(name)
+        if reason:
+            raise pytest.UsageError(f"{TITLES[name]} cannot be started here: {reason}")
+        return [name]
+    if not kinds():
+        raise pytest.UsageError("no server can be started here; tests/run installs one")
+    return kinds()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    wanted_all = config.getoption("server") is None and "SLIM_SERVER" not in os.environ
+    if wanted_all and chosen.cache_info().currsize:
+        for what in untested():
+            terminalreporter.line(f"not tested here: {what}", yellow=True)
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Named]:
-    """A running server: `.kind`, `.connect`, `.query(sql, args)`. A test that kills one starts its own Server."""
+    """A running server: `.name`, `.kind`, `.connect`, `.query(sql, args)`.
+
+    A test that kills one starts its own: `Server(server.name)`.
+    """
     with (
         Named(os.environ["SLIM_SERVER"])
         if request.param == "named"

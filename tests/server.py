@@ -6,9 +6,15 @@
     ...     server.kill()                                                   # SIGKILL, as in a power cut
     ...     server.start()                                                  # the same data, the same port
 
-"mysql" is a container of the image mysql:9.7 where a Docker engine answers, else a mysqld found on this machine;
-"mariadb" is a mariadbd found on this machine. Neither touches a database that it did not create. Each server has a
-temporary directory slim-test-<pid>-…, by which the next run finds and removes what a killed one has left behind.
+Three names of server are known:
+
+    mysql           a container of the image mysql:9.7 where a Docker engine answers, else a mysqld found on this machine
+    mariadb         the mariadbd found on this machine
+    mariadb-11.8    the same where it is 11.8 or newer, else a container of the image mariadb:11.8
+
+`.name` is one of these, and starts another server of the same kind; `.kind` is "mysql" or "mariadb". No server touches
+a database that it did not create. Each has a temporary directory slim-test-<pid>-…, by which the next run finds and
+removes what a killed one has left behind.
 
 SLIM_SERVER=mysql://user:password@host:port, or mysql://user:password@/?unix_socket=/path, names a server of your own;
 further parameters of MySQLdb.connect may follow the question mark.
@@ -23,6 +29,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -37,7 +44,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import MySQLdb
 
-IMAGE = "mysql:9.7"
+TITLES = {"mysql": "MySQL", "mariadb": "the system's MariaDB", "mariadb-11.8": "MariaDB 11.8"}
+IMAGES = {"mysql": "mysql:9.7", "mariadb-11.8": "mariadb:11.8"}
 START_SECONDS = 180  # a first start writes some 200 MB
 LOG_LINES = 15
 LOCK_SECONDS = 10  # a DROP fails while a test's transaction is open, instead of waiting for a year
@@ -46,6 +54,8 @@ SOCKET = "localhost"  # the host that MySQL's client library takes for "by Unix 
 
 class Named:
     """A server that somebody else runs, from its URL: `kind` ("mysql" or "mariadb") and what MySQLdb.connect takes."""
+
+    name: str
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -60,6 +70,7 @@ class Named:
         if parts.port:
             self.connect["port"] = parts.port
         self.kind = "mariadb" if "MariaDB" in self.query("SELECT VERSION()")[0][0] else "mysql"
+        self.name = self.kind
 
     def query(self, sql: str, args: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """The rows of one statement, run on a connection of its own."""
@@ -92,13 +103,15 @@ class Named:
 
 
 class Server(Named):
-    """A private server of a kind, with further options for mysqld; root has no password, over TCP from 127.0.0.1.
+    """A private server of a name, with further options for mysqld; root has no password, over TCP from 127.0.0.1.
 
     It starts with `start()` or as a context manager, and `connect` is good then. `x_port` is for MySQL's X protocol.
     """
 
-    def __init__(self, kind: str, options: Iterable[str] = ()) -> None:
-        self.kind, self.options = kind, list(options)
+    def __init__(self, name: str, options: Iterable[str] = ()) -> None:
+        self.name = name
+        self.kind = name.partition("-")[0]
+        self.options = list(options)
         self.port, self.x_port = free_port(), free_port()
         # No TLS: the tests look at the packets, and the account has no password that could vouch for a certificate.
         self.connect = {
@@ -111,7 +124,7 @@ class Server(Named):
         self._home: Path | None = None
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
-        self._docker = kind == "mysql" and has_docker()
+        self._docker = starts_container(name)
 
     def __enter__(self) -> Server:
         self.start()
@@ -172,7 +185,7 @@ class Server(Named):
     def client(self) -> str:
         """A command for the shell that opens it in MySQL's own client."""
         if self._docker:
-            return f"docker exec -it {self.home.name} mysql"
+            return f"docker exec -it {self.home.name} {self.kind}"
         return (
             f"{find('mariadb', 'mysql') or 'mysql'} --no-defaults -u root -S {self.home / 'socket'}"
         )
@@ -204,20 +217,20 @@ class Server(Named):
             self.home.name,
             "-e",
             "MYSQL_ALLOW_EMPTY_PASSWORD=1",
+            "-e",
+            "MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1",
             "-p",
             f"127.0.0.1:{self.port}:3306",
             "-p",
             f"127.0.0.1:{self.x_port}:33060",
-            IMAGE,
+            IMAGES[self.name],
             *self.options,
         )
 
     def _start_process(self) -> None:
-        program = find_server(self.kind)
+        program = find_server(self.name)
         if program is None:
-            raise RuntimeError(
-                f"no {self.kind} can be started here: there is no server of this kind"
-            )
+            raise RuntimeError(f"{TITLES[self.name]} cannot be started here: {why_not(self.name)}")
         data = self.home / "data"
         # A server that starts deletes the temporary tables it finds: those of its neighbours, were the directory shared.
         common = [
@@ -268,7 +281,7 @@ class Server(Named):
             except MySQLdb.OperationalError as error:
                 if time.monotonic() > deadline or not self._runs():
                     raise RuntimeError(
-                        f"{self.kind} does not start ({error}):\n{self.log()}"
+                        f"{self.name} does not start ({error}):\n{self.log()}"
                     ) from error
                 time.sleep(0.1)
 
@@ -279,23 +292,58 @@ class Server(Named):
 
 
 def kinds() -> list[str]:
-    """The kinds of private server that can be started here."""
-    return [
-        kind
-        for kind in ("mysql", "mariadb")
-        if kind == "mysql" and has_docker() or find_server(kind)
-    ]
+    """The names of the private servers that can be started here, each of another kind or version."""
+    names = [name for name in TITLES if not why_not(name)]
+    if find_server("mariadb-11.8"):
+        # It is the system's own.
+        names.remove("mariadb-11.8")
+    return names
+
+
+def untested() -> list[str]:
+    """What cannot be started here, with the reason: ["MySQL (no Docker engine)"]."""
+    reasons = {title: why_not(name) for name, title in TITLES.items()}
+    return [f"{title} ({reason})" for title, reason in reasons.items() if reason]
+
+
+def why_not(name: str) -> str:
+    """Why no server of this name can be started here; empty if one can."""
+    if starts_container(name) or find_server(name):
+        return ""
+    if name not in IMAGES:
+        return "no mariadbd"
+    if not has_engine():
+        return "no Docker engine"
+    return f"no image {IMAGES[name]}"
+
+
+def starts_container(name: str) -> bool:
+    """Whether a server of this name is a container here. An older MySQL of the system is the second choice."""
+    if name not in IMAGES or name == "mariadb-11.8" and find_server(name):
+        return False
+    return has_docker(name)
 
 
 @functools.cache
-def has_docker() -> bool:
-    """Whether a Docker engine answers that has the image, or can get it."""
-    if not shutil.which("docker") or not succeeds("docker", "version"):
+def has_docker(name: str = "mysql") -> bool:
+    """Whether a Docker engine answers that has the image of this server, or can get it."""
+    if not has_engine():
         return False
-    if succeeds("docker", "image", "inspect", IMAGE):
+    if has_image(name):
         return True
-    print(f"slim's tests: docker pull {IMAGE}", file=sys.stderr)
-    return succeeds("docker", "pull", "-q", IMAGE)
+    print(f"slim's tests: docker pull {IMAGES[name]}", file=sys.stderr)
+    return succeeds("docker", "pull", "-q", IMAGES[name])
+
+
+def has_image(name: str) -> bool:
+    """Whether a Docker engine answers that has the image of this server already."""
+    return name in IMAGES and has_engine() and succeeds("docker", "image", "inspect", IMAGES[name])
+
+
+@functools.cache
+def has_engine() -> bool:
+    """Whether a Docker engine answers."""
+    return shutil.which("docker") is not None and succeeds("docker", "version")
 
 
 def find(*names: str) -> str | None:
@@ -307,16 +355,17 @@ def find(*names: str) -> str | None:
 
 
 @functools.cache
-def find_server(kind: str) -> str | None:
-    """The path of the server program of a kind. MariaDB has one that is called mysqld, too."""
-    if kind == "mariadb":
-        return find("mariadbd")
-    program = find("mysqld")
-    return (
-        program
-        if program and "MariaDB" not in call(program, "--no-defaults", "--version")
-        else None
-    )
+def find_server(name: str) -> str | None:
+    """The path of the program of the server of this name, if it is installed."""
+    # MariaDB has a program that is called mysqld, too.
+    program = find("mysqld" if name == "mysql" else "mariadbd")
+    if program is None or name == "mariadb":
+        return program
+    version = call(program, "--no-defaults", "--version")
+    if name == "mysql":
+        return None if "MariaDB" in version else program
+    found = re.search(r"Ver (\d+)\.(\d+)", version)
+    return program if found and tuple(map(int, found.groups())) >= (11, 8) else None
 
 
 def free_port() -> int:
@@ -396,7 +445,9 @@ def run(command: list[str]) -> int:
     """The command's exit status; it runs with SLIM_SERVER, and SLIM_CLIENT where the server is a private one."""
     if "SLIM_SERVER" in os.environ:
         return subprocess.run(command).returncode
-    with Server(next(iter(kinds()), "mysql")) as server:
+    # What is installed comes before what would have to be downloaded.
+    ready = [name for name in TITLES if has_image(name) or find_server(name)]
+    with Server((ready or kinds() or ["mysql"])[0]) as server:
         status = subprocess.run(
             command, env={**os.environ, "SLIM_SERVER": server.url, "SLIM_CLIENT": server.client}
         )

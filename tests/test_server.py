@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import MySQLdb
 import pytest
 from proxy import Proxy, after_bytes, at_reply, at_request
-from server import Named, Server
+from server import TITLES, Named, Server, kinds, untested, why_not
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def connection(proxy: Proxy, connect: dict[str, Any]) -> Iterator[Any]:
 def test_server_comes_back_after_kill_with_its_data_on_its_port(server: Named) -> None:
     if not isinstance(server, Server):
         pytest.skip("a named server is not killed")
-    with Server(server.kind, ["--max-connections=77"]) as own:
+    with Server(server.name, ["--max-connections=77"]) as own:
         own.query("CREATE DATABASE kept")
         own.kill()
         with pytest.raises(MySQLdb.OperationalError):
@@ -43,10 +47,12 @@ def test_server_comes_back_after_kill_with_its_data_on_its_port(server: Named) -
         assert own.query("SELECT @@max_connections") == [(77,)]
 
 
-def test_server_that_cannot_start_tells_its_log() -> None:
+def test_server_that_cannot_start_tells_its_log(server: Named) -> None:
+    if not isinstance(server, Server):
+        pytest.skip("a named server is not started")
     with (
         pytest.raises(RuntimeError, match="no-such-option"),
-        Server("mariadb", ["--no-such-option=1"]),
+        Server(server.name, ["--no-such-option=1"]),
     ):
         pass
 
@@ -93,3 +99,57 @@ def test_proxy_cuts_connection_where_told(
     while server.query(count) != [(1,)] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.query(count) == [(int(done),)]
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_server_of_each_name_is_started_or_there_is_a_reason(name: str) -> None:
+    reason = why_not(name)
+    if reason:
+        assert f"{TITLES[name]} ({reason})" in untested()
+        assert name not in kinds()
+        with pytest.raises(RuntimeError, match=reason), Server(name):
+            pass
+        return
+    with Server(name) as own:
+        ((version,),) = own.query("SELECT VERSION()")
+    assert ("MariaDB" in version) == (own.kind == "mariadb") == name.startswith("mariadb")
+    numbers = [int(number) for number in version.split("-")[0].split(".")]
+    assert name != "mariadb-11.8" or numbers >= [11, 8]
+
+
+@pytest.mark.parametrize(
+    "version, untested",
+    [
+        ("10.11.6", ["MySQL (no Docker engine)", "MariaDB 11.8 (no Docker engine)"]),
+        ("11.8.3", ["MySQL (no Docker engine)"]),
+        ("12.0.2", ["MySQL (no Docker engine)"]),
+    ],
+)
+def test_server_that_cannot_be_started_is_named_at_the_end(
+    tmp_path: Path, version: str, untested: list[str]
+) -> None:
+    lines = collect_beside(tmp_path, version).splitlines()
+    named = [line for line in lines if line.startswith("not tested here")]
+    assert named == [f"not tested here: {each}" for each in untested]
+
+
+def test_server_that_was_chosen_and_cannot_be_started_is_an_error(tmp_path: Path) -> None:
+    said = collect_beside(tmp_path, "10.11.6", "--server=mysql")
+    assert "MySQL cannot be started here: no Docker engine" in said
+
+
+def collect_beside(directory: Path, version: str, *options: str) -> str:
+    """What pytest says where there are MariaDB of a version, no MySQL, and no Docker engine that answers."""
+    programs = {
+        "docker": "exit 1",
+        "mariadbd": f"echo mariadbd  Ver {version}-MariaDB for Linux",
+        "mysqld": f"echo mysqld  Ver {version}-MariaDB for Linux",
+    }
+    for name, script in programs.items():
+        (directory / name).write_text(f"#!/bin/sh\n{script}\n")
+        (directory / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
+    env.pop("SLIM_SERVER", None)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", __file__, *options]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return done.stdout + done.stderr
