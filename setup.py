@@ -29,6 +29,7 @@ setup(
             "hypothesis",
             "ruff",
             "mypy",
+            "radon",
             "types-mysqlclient",
             "tqdm",
             "types-tqdm",
