@@ -1,8 +1,10 @@
-"""The bodies that one Python writes and every other is to read. It needs no other package, under any Python from 3.10.
+"""The bodies that one Python writes and every other is to read.
 
-python tests/bodies.py write            prints {name of a value: body in base64} as JSON
-python tests/bodies.py read < FILE      reads {version: {name: body}}, and prints what is not read as it was written
-python tests/bodies.py keep             writes its own version's bodies into tests/bodies.json
+    python tests/bodies.py write            prints {its version: {name of a value: body in base64}}
+    python tests/bodies.py read < FILE      prints what of such bodies is not read as it was written
+    python tests/bodies.py keep < FILE      keeps them in tests/bodies.json, beside those of other versions
+
+It needs no package but Python's own, of 3.10 or later.
 """
 
 from __future__ import annotations
@@ -329,18 +331,18 @@ def compared(body: bytes, wanted: Any) -> str:
 
 
 def write() -> None:
-    print(json.dumps(written()))
+    print(json.dumps({platform.python_version(): written()}))
 
 
 def read() -> None:
-    every = json.load(sys.stdin)
-    wrong = [line for version, bodies in every.items() for line in misread(version, bodies)]
-    print("\n".join(wrong), end="")
+    for version, bodies in json.load(sys.stdin).items():
+        for line in misread(version, bodies):
+            print(line)
 
 
 def keep() -> None:
     every = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    every[platform.python_version()] = written()
+    every.update(json.load(sys.stdin))
     KEPT.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n")
 
 
