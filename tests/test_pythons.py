@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -19,20 +20,26 @@ VERSIONS = [f"3.{minor}" for minor in range(10, 15)]
 @functools.cache
 def pythons() -> dict[str, str]:
     """{version: program} of the Pythons that this machine has, each of them tried; this one is among them."""
-    found = {}
-    kept = sorted(Path.home().glob(".pyenv/versions/3.*/bin/python"))
-    for program in [*map(str, kept), *(f"python{version}" for version in VERSIONS), sys.executable]:
-        version = version_of(program)
-        if version.rpartition(".")[0] in VERSIONS:
-            found[version] = program
-    return found
+    found = {platform.python_version(): sys.executable}
+    for program in sorted(Path.home().glob(".pyenv/versions/3.*/bin/python")):
+        found.setdefault(version_of(str(program)), str(program))
+    for series in VERSIONS:
+        if not any(version.startswith(f"{series}.") for version in found):
+            found[version_of(f"python{series}")] = f"python{series}"
+    return {
+        version: program
+        for version, program in found.items()
+        if version.rpartition(".")[0] in VERSIONS
+    }
 
 
 def version_of(program: str) -> str:
     """The version of a Python; empty if there is none of this name."""
     ask = "import platform, zlib; print(platform.python_version())"
     try:
-        done = subprocess.run([program, "-c", ask], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [program, "-S", "-c", ask], capture_output=True, text=True, timeout=60
+        )
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
