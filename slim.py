@@ -70,59 +70,53 @@ __version__ = "2.0.0"
 
 # Disables the allow-list of classes. Use it only if nobody else can write to the database.
 ANY = "any"
-# Bytes of a body when it is decompressed, and when it is compressed (a MEDIUMBLOB).
+# Bytes of a body, decompressed, and compressed: a MEDIUMBLOB. A page leaves out larger ones.
 MAX_SIZE = 64 << 20
 MAX_BODY = (1 << 24) - 1
-# Rows of a result, and values of an IN. A page leaves out larger bodies, which are read singly.
-PAGE = 1_000
 PAGE_BODY = 32 << 10
-# Entities, and bytes of bodies, of one transaction of put_many.
-BATCH = 1_000
+# Rows of a page, values of an IN, and entities of a batch; bytes of the bodies of a batch.
+PAGE = 1_000
 BATCH_BYTES = 2 << 20
 # After so long a call is not begun again; for so long a change of the catalogue stops the writers.
 RETRY_SECONDS = 30
 ALTER_SECONDS = 2
 
-# The server has rolled the transaction back. 1020: MariaDB, where innodb_snapshot_isolation is ON.
-# 3024: a time limit. 3101: Group Replication, at COMMIT.
+# Rolled back. 1020: MariaDB's innodb_snapshot_isolation. 3024: a time limit. 3101: at COMMIT.
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
-# It was not reached, or refused. 1290, 1836: it has become read-only. 4031: idle for too long.
+# Not reached, or refused. 1290, 1836: it has become read-only. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 4031}
-# The connection is of no more use. 1047, 3100: the node has lost its cluster. 1927: killed. 2012,
-# 2026, 2027, 2055: cut off.
+# The connection is of no more use. 1047, 3100: no cluster. 1927: killed. 2012 to 2055: cut off.
 LOST = NOT_DONE | {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT}
 LOST |= {1047, 1927, 2012, 2026, 2027, 2055, 3100}
 DENIED = {ER.DBACCESS_DENIED_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.SPECIFIC_ACCESS_DENIED_ERROR}
 
 T = TypeVar("T")
 Rows = Sequence[tuple[Any, ...]]
-# SQL, and what is bound to its %s.
+# SQL, and what is bound to its %s; what is called as tqdm.tqdm is.
 Statement = tuple[Any, ...]
-# Called as tqdm.tqdm is.
 Progress = Callable[..., Iterable[Any]]
 
 
 class Error(Exception):
     """What slim's own errors derive from. Those of the driver pass through as MySQLdb's."""
 
-    def __init__(self, message: str, **attributes: Any) -> None:
-        super().__init__(message)
+    text: str
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message or self.text.format(**attributes))
         vars(self).update(attributes)
 
 
 class Conflict(Error):
     """The entity `id` has the version `found` (0: there is none), not the `expected` one."""
 
-    id: str
-    expected: int
-    found: int
+    text = "entity {id!r} has version {found} (0: none), not {expected}; get it, and decide again"
 
 
 class Duplicate(Error):
     """Another entity, `id`, has the same values in the unique `index`."""
 
-    id: str
-    index: Index
+    text = "{index}: entity {id!r} already has these values"
 
 
 class NotPopulated(Error):
@@ -136,7 +130,7 @@ class Unknown(Error):
 
 
 class Corrupt(Error):
-    """A body is no zlib, no pickle or no dictionary. Its entity is `id`; None outside a store."""
+    """A body cannot be read. It is that of the entity `id`; None outside a store."""
 
     id: str | None = None
 
@@ -148,7 +142,7 @@ class Untrusted(Corrupt):
 # ---- SQL. Identifiers are formatted in, quoted; values are bound to %s. --------------------------
 
 # No default of a server or an account may refuse a statement, cut a result short, or change what
-# COMMIT, text and numbers mean. MySQL runs what is in /*!80000 */, and MariaDB what is in /*M! */.
+# COMMIT, text and numbers mean. MySQL runs what is in /*!80000 */, MariaDB what is in /*M! */.
 SET_NAMES = "SET NAMES utf8mb4"
 SET_VARIABLES = """
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
@@ -208,6 +202,7 @@ SELECT_ORPHANS = """
 SELECT i.entity_id FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
 WHERE i.entity_id > %s AND e.id IS NULL ORDER BY i.entity_id LIMIT %s"""
 
+FIRST_CONTENT = '{"indexes": {}, "history": false}'
 SELECT_CATALOGUE = "SELECT id, content FROM entities_catalogue"
 INSERT_CATALOGUE = "INSERT INTO entities_catalogue (id, content) VALUES (%s, %s)"
 DELETE_CATALOGUE = "DELETE FROM entities_catalogue WHERE id IN %s"
@@ -217,7 +212,7 @@ CHECK_EPOCH_IN_QUERY = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id =
 
 
 def _quote(name: str) -> str:
-    """An identifier for SQL that values are bound into: backticks and percent signs are data."""
+    """An identifier. Values are bound into the SQL later, so that a % is doubled."""
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"
 
 
@@ -234,7 +229,7 @@ def _insert(sql: str, rows: Sequence[tuple[Any, ...]]) -> Statement:
 
 
 class Entity(dict[Any, Any]):
-    """A dictionary out of the store: `version` (int), and the time it was `updated` (aware, UTC)."""
+    """A dictionary out of the store, with its `version` (int), `updated` at (datetime, UTC)."""
 
     __slots__ = "updated", "version"
     version: int
@@ -261,7 +256,7 @@ _VALUES = (
 
 
 class _Allowed(dict[Any, Any]):
-    """{(module, name): class}: what a body may name."""
+    """What a body may name: {(module, name): class}."""
 
 
 def _allow(classes: Any) -> Any:
@@ -285,7 +280,7 @@ class _Unpickler(pickle.Unpickler):
     """Reads a pickle, and imports nothing.
 
     A name in it becomes a new function that calls the class, never the class itself. So the opcode
-    NEWOBJ has nothing to work on, and BUILD can alter only what dies with this body.
+    NEWOBJ has nothing to work on, and BUILD alters only what dies with this body.
     """
 
     allowed: _Allowed
@@ -293,15 +288,14 @@ class _Unpickler(pickle.Unpickler):
     functions: weakref.WeakKeyDictionary[Any, Any] | None = None
 
     def find_class(self, module: str, name: str) -> Any:
-        """The function that stands for a class. Raises Untrusted for one that is not allowed."""
+        """The function that stands for a class."""
         if self.functions is None:
             self.functions = weakref.WeakKeyDictionary()
         functions = self.functions
         is_new = (module, name) == ("slim", "_new")
         cls = self.allowed.get((module, name))
         if cls is None and not is_new:
-            told = f"{module}.{name}, neither a value of Python's own nor in Datastore(classes=…)"
-            raise Untrusted(f"it names {told}; nothing of it was run")
+            raise Untrusted(f"it names {module}.{name}, which is not in Datastore(classes=…)")
 
         def call(*args: Any) -> Any:
             return _new(functions[args[0]], *args[1:]) if is_new else cls(*args)
@@ -311,7 +305,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Pickler(pickle.Pickler):
-    """Writes what `_Unpickler` can read. `plain` says that it has met built-in values alone."""
+    """Writes what `_Unpickler` reads. `plain`: it has met built-in values alone."""
 
     plain = True
     dispatch_table = collections.ChainMap[Any, Any](
@@ -340,8 +334,8 @@ class _Pickler(pickle.Pickler):
 def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZE) -> bytes:
     """The body of a dictionary: a pickle of protocol 5, compressed by zlib.
 
-    classes: as for Datastore. max_size: bytes, the most before it is compressed, else ValueError.
-    Raises TypeError or Untrusted for what decode could not read, or would refuse.
+    classes, max_size (bytes): as for Datastore. Raises TypeError, ValueError, or Untrusted for what
+    decode could not read, or would refuse.
     """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, protocol=5)
@@ -350,8 +344,8 @@ def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZ
         data = buffer.getvalue()
         if not pickler.plain:
             _load(data, _allow(classes))
-    except Untrusted as error:
-        raise Untrusted(f"the entity cannot be stored: {error}") from None
+    except Untrusted:
+        raise
     except Exception as error:
         # Pickling runs the values' own code, which can raise anything.
         raise TypeError(
@@ -364,7 +358,7 @@ def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZ
 
 
 def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any, Any]:
-    """The dictionary of a body. classes: as for Datastore. max_size: bytes, when decompressed.
+    """The dictionary of a body. classes, max_size (bytes): as for Datastore.
 
     Raises Untrusted, and Corrupt if it is no zlib, no pickle, no dictionary, or larger.
     """
@@ -372,10 +366,10 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
         stream = zlib.decompressobj()
         data = stream.decompress(body, max_size)
         if not stream.eof or stream.unused_data:
-            raise ValueError(f"it is no whole zlib stream, or over max_size={max_size} bytes")
+            raise ValueError(f"it is cut short, or over max_size={max_size} bytes")
         entity = _load(data, _allow(classes))
         if not isinstance(entity, dict):
-            raise ValueError(f"it is of type {type(entity).__name__}, no dictionary")
+            raise ValueError("it is no dictionary")
     except Untrusted:
         raise
     except Exception as error:
@@ -415,9 +409,7 @@ def _check_id(id: Any) -> str:
     if type(id) is not str:
         raise TypeError(f"an id is a str, not {reprlib.repr(id)} of type {type(id).__name__}")
     if not 1 <= len(id) <= 36 or not _is_unicode(id):
-        raise ValueError(
-            f"an id has 1 to 36 characters of valid Unicode, unlike {reprlib.repr(id)}"
-        )
+        raise ValueError(f"an id has 1 to 36 characters of Unicode, unlike {reprlib.repr(id)}")
     return id
 
 
@@ -428,13 +420,10 @@ def _is_unicode(text: str) -> bool:
 
 # ---- The server. Knows connections and transactions; nothing of entities and indexes. ------------
 
-# What MySQLdb.connect is to do in any case. By itself it writes a large Decimal as a DOUBLE.
-CONNECT: dict[str, Any] = {"charset": "utf8mb4", "use_unicode": True, "binary_prefix": True}
-CONNECT |= {"autocommit": True, "multi_statements": True, "conv": dict(conversions)}
-CONNECT["conv"][FIELD_TYPE.TIMESTAMP] = dt.datetime.fromisoformat
-CONNECT["conv"][Decimal] = lambda value, _: format(value, "f")
-# How statements begin that answer with rows.
-ANSWERED = "SELECT", "SHOW", "ANALYZE"
+# By itself MySQLdb writes a large Decimal as a DOUBLE.
+CONVERSIONS: dict[Any, Any] = {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}
+CONVERSIONS[Decimal] = lambda value, _: format(value, "f")
+CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
 @dataclasses.dataclass
@@ -445,7 +434,7 @@ class _Block:
     token: Any = None
     # How many calls and blocks are inside of each other.
     depth: int = 1
-    # START TRANSACTION was sent; something was written; it can only be rolled back; it is over.
+    # It was sent to the server; has written; can only be rolled back; is over.
     begun: bool = False
     written: bool = False
     failed: bool = False
@@ -455,7 +444,7 @@ class _Block:
 class _Server:
     """The connections to a database, and the transaction that is open in this context.
 
-    One place sends, `_exchange`; one begins, commits and rolls back, `transaction`; one repeats.
+    `exchange` alone sends, `transaction` begins and commits, `repeat` repeats.
     """
 
     def __init__(self, connect: dict[str, Any]) -> None:
@@ -466,17 +455,16 @@ class _Server:
         self._idle: collections.deque[Any] = collections.deque()
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         self._block = contextvars.ContextVar[_Block | None]("block", default=None)
-        _watch_forks()
-        _servers.add(self)
+        os.register_at_fork(after_in_child=functools.partial(_abandon, self._connections))
 
     @property
     def block(self) -> _Block | None:
-        """The transaction that is open here, or None. Raises Error if it is not this context's."""
+        """The transaction that is open here."""
         block = self._block.get()
         if block is None or block.ended:
             return None
         try:
-            # A variable can be reset in the context that set it: by no other thread, no other task.
+            # This fails in another context than that which set it: another thread, or task.
             self._block.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for the thread and the task that began it") from None
@@ -484,21 +472,17 @@ class _Server:
         return block
 
     def read(self, *packet: Statement) -> list[Rows]:
-        """The rows of each statement that answers with rows; in a block, as a part of it."""
+        """The rows of the statements, which are a part of the block if one is open."""
         block = self.block
         if block:
             return self._send(block, packet)
         with self._connection() as connection:
-            return self._exchange(connection, *packet)
+            return self.exchange(connection, *packet)
 
     def write(self, block: _Block, packet: list[Statement]) -> list[Rows]:
-        """The last packet of a call in a block. If that is the call's own, it is committed."""
+        """The last packet of a call. If the block is the call's own, it is committed."""
         block.written = True
         return self._send(block, packet, commit=block.depth == 1)
-
-    def explain(self, block: _Block, *statement: Any) -> Rows:
-        """Rows in a block that has failed: what it has written is seen, too."""
-        return self._exchange(block.connection, statement)[0]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[_Block]:
@@ -511,7 +495,7 @@ class _Server:
             finally:
                 outer.depth -= 1
             if outer.ended:
-                raise Error("the transaction() around this one has ended before it")
+                raise Error("the transaction() around this one has ended")
             return
         with self._connection() as connection:
             block = _Block(connection)
@@ -529,39 +513,43 @@ class _Server:
 
     def _send(self, block: _Block, packet: Sequence[Statement], commit: bool = False) -> list[Rows]:
         if block.failed:
-            raise Error("a call in this transaction() failed: leave it, and begin another")
+            raise Error("a call in this transaction() has failed: leave it")
         begin = [] if block.begun else [("START TRANSACTION",)]
         end = [("COMMIT",)] if commit else []
         try:
-            rows = self._exchange(block.connection, *begin, *packet, *end)
+            rows = self.exchange(block.connection, *begin, *packet, *end)
         except MySQLdb.Error as error:
-            # A stale epoch is found by the check, before anything is written: the block goes on.
+            # A stale epoch is found before anything is written: the block goes on.
             block.failed = not _is_stale(error)
             block.begun = True
             if commit and block.written and _code(error) in LOST - NOT_DONE:
-                told = "the connection was lost during COMMIT: the write is stored, or it is not"
+                told = "the connection was lost in COMMIT: the write is stored or not"
                 raise Unknown(f"{told}; read, then decide ({error.args[-1]})") from None
             raise
         block.begun = not commit
         return rows
 
-    def _exchange(self, connection: Any, *packet: Statement) -> list[Rows]:
-        """One round trip. Returns the rows of each statement that answers with rows."""
+    def exchange(self, connection: Any, *packet: Statement) -> list[Rows]:
+        """One round trip. Returns the rows of each statement that has some."""
         bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
         query = b";".join(bound)
         if self.mariadb and len(bound) > 1:
-            # One statement: Galera may abort a transaction between two, and run those that follow.
+            # Galera may abort a transaction between two statements, and run those that follow.
             query = b"BEGIN NOT ATOMIC " + query + b"; END"
         if len(query) >= self.max_packet > 0:
-            limit = f"the server takes max_allowed_packet = {self.max_packet}"
-            raise ValueError(f"this call needs a packet of {len(query)} bytes; {limit}")
+            size = f"{len(query)} bytes, over max_allowed_packet = {self.max_packet}"
+            raise ValueError(f"this call needs a packet of {size}")
+        # MySQLdb has no result for a statement without rows, nor for rows that are cut off.
+        asked = [
+            sql for sql, *_ in packet if sql.lstrip().startswith(("SELECT", "SHOW", "ANALYZE"))
+        ]
         try:
             connection.query(query)
             rows = _fetch(connection)
-            if len(rows) != sum([sql.lstrip().startswith(ANSWERED) for sql, *_ in packet]):
+            if len(rows) < len(asked):
                 raise MySQLdb.OperationalError(CR.SERVER_LOST, "a result was cut off")
         except BaseException as error:
-            # After a signal's exception, for one, there is an answer that nobody has read.
+            # After a signal's exception there is an answer that nobody has read.
             if not isinstance(error, MySQLdb.Error) or _code(error) in LOST:
                 connection.close()
             raise
@@ -570,7 +558,7 @@ class _Server:
     def repeat(self, attempt: Callable[[], T], renew: Callable[[], Any] = lambda: None) -> T:
         """attempt(), again while it did nothing and may succeed. After a stale epoch, renew().
 
-        In a block only a stale epoch is repeated: all else has rolled back what is not ours.
+        In a block nothing else is repeated, as what was before is rolled back, too.
         """
         end = time.monotonic() + RETRY_SECONDS
         pause = 0.001
@@ -591,56 +579,56 @@ class _Server:
     def snapshot(self) -> Iterator[Callable[..., Rows]]:
         """A query(sql, *args) that sees the database as of one moment."""
         if self.block:
-            raise Error("a scan cannot be part of a transaction(): it would not see its writes")
+            raise Error("a scan inside a transaction() would not see its writes")
         with self._connection() as connection:
-            self._exchange(connection, (SET_SNAPSHOT,), (BEGIN_SNAPSHOT,))
-            yield lambda *statement: self._exchange(connection, statement)[0]
-            self._exchange(connection, ("COMMIT",))
+            self.exchange(connection, (SET_SNAPSHOT,), (BEGIN_SNAPSHOT,))
+            yield lambda *statement: self.exchange(connection, statement)[0]
+            self.exchange(connection, ("COMMIT",))
 
     @contextlib.contextmanager
-    def defining(self) -> Iterator[Callable[[str], Any]]:
-        """A define(sql) for statements that define tables. One program at a time may have it.
+    def defining(self) -> Iterator[Callable[[str], None]]:
+        """A define(sql) for CREATE, ALTER and DROP. One program at a time may have it.
 
         The server takes the lock back when the connection ends, however that comes about.
         """
         if self.block:
             raise Error("tables and indexes cannot be changed inside a transaction()")
+
+        def define(sql: str) -> None:
+            try:
+                self.exchange(connection, (sql,))
+            except MySQLdb.Error as error:
+                if _code(error) not in DENIED:
+                    raise
+                told = "this account may not do it: let another one do the same, or the DBA"
+                raise Error(f"{told} {sql.replace('%%', '%')}") from None
+
         connection = self._take()
         lock = "SELECT GET_LOCK(%s, %s)", f"slim {self.connect['database']}"[:64], RETRY_SECONDS
-        # What waits for open transactions holds up those who come after it: not for long.
-        wait = f"SET SESSION lock_wait_timeout = {ALTER_SECONDS}"
         try:
-            if not self._exchange(connection, (wait,), lock)[0][0][0]:
+            # What waits for open transactions holds up those who come after it: not for long.
+            wait = f"SET SESSION lock_wait_timeout = {ALTER_SECONDS}"
+            if not self.exchange(connection, (wait,), lock)[0][0][0]:
                 raise Error("another program is changing the indexes: try again later")
-            yield lambda sql: self._define(connection, sql)
+            yield define
         finally:
             if connection.open:
                 connection.close()
 
-    def _define(self, connection: Any, sql: str) -> None:
-        try:
-            self._exchange(connection, (sql,))
-        except MySQLdb.Error as error:
-            if _code(error) not in DENIED:
-                raise
-            told = "this account may not define tables; one that may, or the DBA, can do it"
-            raise Error(f"{told}: {sql.replace('%%', '%')}") from None
-
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:
-        """A connection for one call. After a failure it is rolled back, or not used again."""
+        """A connection, which is rolled back after a failure, or not used again."""
         connection = self._take()
         try:
             yield connection
         except BaseException:
             with contextlib.suppress(MySQLdb.Error):
-                self._exchange(connection, ("ROLLBACK",))
+                self.exchange(connection, ("ROLLBACK",))
                 self._give_back(connection)
             raise
         self._give_back(connection)
 
     def _take(self) -> Any:
-        """An idle connection that the server has not closed meanwhile, or a new one."""
         if self._closed:
             raise Error("this Datastore is closed; open another")
         with contextlib.suppress(IndexError):
@@ -648,7 +636,7 @@ class _Server:
                 connection = self._idle.pop()
                 poll = select.poll()
                 poll.register(connection.fileno(), select.POLLIN)
-                # A server that hangs up says so, or ends the stream.
+                # If there is something to be read the server has closed it.
                 if not poll.poll(0):
                     return connection
                 connection.close()
@@ -656,7 +644,7 @@ class _Server:
         self._connections.add(connection)
         self.mariadb = "MariaDB" in connection.get_server_info()  # type: ignore[no-untyped-call]
         packet = (SET_NAMES,), (SET_VARIABLES,), (SET_ISOLATION,), ("SELECT @@max_allowed_packet",)
-        self.max_packet = self._exchange(connection, *packet)[0][0][0]
+        self.max_packet = self.exchange(connection, *packet)[0][0][0]
         return connection
 
     def _give_back(self, connection: Any) -> None:
@@ -666,30 +654,22 @@ class _Server:
             self.close()
 
     def close(self) -> None:
-        """Closes what is idle; a connection that is in use is closed when its call ends."""
+        """Closes what is idle now, and what is in use when its call ends."""
         self._closed = True
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().close()
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: its copies of the sockets lead nowhere, as closing would say goodbye."""
-        with open(os.devnull, "r+b") as null:
-            for connection in self._connections:
-                with contextlib.suppress(MySQLdb.Error):
-                    os.dup2(null.fileno(), connection.fileno())
 
-
-_servers: weakref.WeakSet[_Server] = weakref.WeakSet()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    os.register_at_fork(after_in_child=lambda: [*map(_Server.leave_to_parent, _servers)])
+def _abandon(connections: Iterable[Any]) -> None:
+    """In a forked child: to close the parent's connections would say goodbye for it."""
+    with open(os.devnull, "r+b") as null:
+        for connection in connections:
+            with contextlib.suppress(MySQLdb.Error):
+                os.dup2(null.fileno(), connection.fileno())
 
 
 def _fetch(connection: Any) -> list[Rows]:
-    """The rows of each result. MySQLdb has None for one without rows, and for one cut off."""
     rows: list[Rows] = []
     while True:
         result = connection.store_result()
@@ -716,18 +696,8 @@ def _is_stale(error: BaseException) -> bool:
 # ---- Index. Knows its table, its rows and its conditions; not who sends them. --------------------
 
 
-@dataclasses.dataclass
-class _Write:
-    """The packet of a write; the rows, {id: row}, for which a unique index may refuse it."""
-
-    packet: list[Statement]
-    unique: list[tuple[Index, Mapping[str, Any]]] = dataclasses.field(default_factory=list)
-    # The id under which there must be nothing, else it is a Conflict.
-    new_id: str | None = None
-
-
 class _Column(NamedTuple):
-    """What a declared type means: the class of its values, its column, and the most that fits."""
+    """A declared type: the class of its values, its column, the most that fits."""
 
     python: type[Any]
     sql: str
@@ -753,7 +723,7 @@ def _column(declared: str) -> _Column:
 
 
 def _fits(column: _Column, value: Any) -> bool:
-    """Whether the column holds the value exactly: what is cut or rounded would not be found."""
+    """Whether the column holds the value exactly, neither cut nor rounded."""
     if isinstance(value, (str, bytes)):
         return len(value) <= column.size and (isinstance(value, bytes) or _is_unicode(value))
     if isinstance(value, float):
@@ -776,11 +746,11 @@ class Index:
 
     def __init__(self, table: str, properties: Any, *, unique: bool = False) -> None:
         names = [properties] if isinstance(properties, str) else [*properties]
-        declared = {**properties} if isinstance(properties, Mapping) else dict.fromkeys(names, str)
+        types = {**properties} if isinstance(properties, Mapping) else dict.fromkeys(names, str)
         if not names or "entity_id" in names:
             raise ValueError(f"index {table} takes one property or several, and none is entity_id")
         self.table = table
-        self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in declared.items()}
+        self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in types.items()}
         self.unique = unique
         self.columns = {name: _column(type_) for name, type_ in self.types.items()}
 
@@ -791,7 +761,7 @@ class Index:
         """The entities that match, in the index's order; [] if there is none.
 
         A value is an equality, slice(low, high) a half-open range (None: no end), a set or a list
-        "one of". Raises TypeError or ValueError for what the index cannot have, NotPopulated.
+        "one of". Raises TypeError, ValueError, NotPopulated.
         """
         return list(self.find(datastore, match))
 
@@ -810,10 +780,8 @@ class Index:
         """
         position = () if after is None else self.position(after)
         size = PAGE if limit is None else min(limit, PAGE)
-        found = [
-            self._find(datastore, condition, position, reverse, size)
-            for condition in self._conditions(match)
-        ]
+        conditions = self._conditions(match)
+        found = [self._find(datastore, *each, position, reverse, size) for each in conditions]
         merged = heapq.merge(*found, key=self.position, reverse=reverse)
         return itertools.islice(merged if len(found) > 1 else found[0], limit)
 
@@ -821,40 +789,37 @@ class Index:
         """How many entities match. Raises as get_all does."""
         count = 0
         for where, args in self._conditions(match):
-            build = functools.partial(self.sql, COUNT_MATCH, where=where)
-            count += datastore._ask(self, build, args)[0][0]
+            count += datastore._ask(self, COUNT_MATCH, args, where=where)[0][0]
         return count
 
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
-        """Stores a stored entity again, and so its row. Datastore.put does it for all indexes."""
+        """Stores a stored entity again, and so its row."""
         datastore.update(entity["id"], lambda stored: None)
 
     def populate(self, datastore: Datastore, *, progress: Progress | None = None) -> int:
-        """Makes the table agree with the entities exactly, while readers and writers go on.
+        """Makes the table agree with the entities. Returns how many rows it had to change.
 
-        It may be stopped, and run again. progress: called as tqdm.tqdm is. Returns how many rows it
-        had to change. Raises TypeError, ValueError or Duplicate for an entity that it cannot have.
+        Others may write meanwhile. progress: called as tqdm.tqdm is. Raises TypeError, ValueError or
+        Duplicate for an entity that it cannot have.
         """
         return datastore._populate(self, progress)
 
     def row(self, entity: Mapping[Any, Any]) -> tuple[Any, ...] | None:
-        """The entity's values in this index, None if it is not in it. Raises as `value` does."""
+        """The entity's values in this index, None if it is not in it."""
         values = [entity.get(name) for name in self.types]
         if any([value is None for value in values]):
             return None
         return tuple(map(self.value, self.types, values))
 
     def value(self, name: str, value: Any) -> Any:
-        """The value as MySQL has it. Raises TypeError or ValueError for one that does not fit."""
+        """The value as MySQL has it."""
         column = self.columns[name]
-        declared = f"index {self.table}: property {name} is declared {self.types[name]}"
+        told = f"index {self.table}: property {name} is declared {self.types[name]}, for which"
         if type(value) is not column.python:
-            told = f"not {reprlib.repr(value)} of type {type(value).__name__}: give another value"
-            raise TypeError(f"{declared}, {told}, or declare Index(…, {{{name!r}: …}})")
+            given = f"{reprlib.repr(value)} is of another type, {type(value).__name__}"
+            raise TypeError(f"{told} {given}: give another value, or Index(…, {{{name!r}: …}})")
         if not _fits(column, value):
-            raise ValueError(
-                f"{declared}, and {reprlib.repr(value)} does not fit into {column.sql}"
-            )
+            raise ValueError(f"{told} {reprlib.repr(value)} is too large or too exact")
         if isinstance(value, dt.datetime) and value.tzinfo:
             return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
         return value.bytes if isinstance(value, uuid.UUID) else value
@@ -866,20 +831,12 @@ class Index:
             raise TypeError(f"{self}: after= takes an entity that has all of these properties")
         return *row, _check_id(entity.get("id"))
 
-    def delete_rows(self, ids: Sequence[str]) -> Statement:
-        """The statement that deletes the rows of these ids."""
-        return self.sql(DELETE_ROWS), ids
-
-    def replace_rows(self, write: _Write, rows: Mapping[str, Any], new: bool = False) -> None:
-        """Makes these the rows of their ids: {id: row, or None}. new: the ids have no rows yet."""
-        if not new:
-            write.packet.append(self.delete_rows([*rows]))
+    def replace_rows(self, rows: Mapping[str, Any], new: bool = False) -> list[Statement]:
+        """Statements for {id: row, or None}. new: the ids have no rows yet."""
+        delete = [] if new else [(self.sql(DELETE_ROWS), [*rows])]
         # In the order of the key, so that two of them meet fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items() if row is not None])
-        if values:
-            write.packet.append(_insert(self.sql(INSERT_ROWS), values))
-        if self.unique:
-            write.unique.append((self, rows))
+        return [*delete, _insert(self.sql(INSERT_ROWS), values)] if values else delete
 
     def sql(self, sql: str, **parts: str) -> str:
         """A statement with this index's names in it."""
@@ -905,35 +862,28 @@ class Index:
         one_of = asked if isinstance(asked, (set, frozenset, list)) else [asked]
         # Nothing is IN (NULL): an empty set matches nothing.
         values = sorted({self.value(name, value) for value in one_of}) or [None]
-        # Each page sends its condition again: with all the values, the cost grew with the square.
+        # Each page sends all of its condition again.
         starts = range(0, len(values), PAGE)
         return [(f"{column} IN %s", [values[start : start + PAGE]]) for start in starts]
 
     def _find(
-        self, datastore: Datastore, condition: Any, position: Any, reverse: bool, size: int
+        self, datastore: Datastore, where: str, args: Any, position: Any, reverse: bool, size: int
     ) -> Iterator[Entity]:
         """What meets a condition, behind a position, in pages of a size."""
-        where, args = condition
         columns = [f"i.{_quote(name)}" for name in [*self.types, "entity_id"]]
         order = ", ".join([f"{column} DESC" if reverse else column for column in columns])
-        while size:
+        more_rows = size > 0
+        while more_rows:
             behind, more = _behind(columns, position, "<" if reverse else ">")
             parts = {"where": f"{where} AND {behind}", "order": order}
-            build = functools.partial(self.sql, SELECT_MATCH, **parts)
-            rows = datastore._ask(self, build, [*args, *more, size])
+            rows = datastore._ask(self, SELECT_MATCH, [*args, *more, size], **parts)
+            more_rows = len(rows) == size
             for row in rows:
                 position = row[4:]
                 entity = datastore._entity(row[:4])
                 # On a sharded server the row may be older than the entity.
-                if entity and self._row_or_none(entity) == position[:-1]:
+                if entity and self.row(entity) == position[:-1]:
                     yield entity
-            if len(rows) < size:
-                return
-
-    def _row_or_none(self, entity: Entity) -> tuple[Any, ...] | None:
-        with contextlib.suppress(TypeError, ValueError):
-            return self.row(entity)
-        return None
 
 
 def _behind(columns: Sequence[str], values: Sequence[Any], sign: str) -> tuple[str, list[Any]]:
@@ -956,46 +906,46 @@ def _behind(columns: Sequence[str], values: Sequence[Any], sign: str) -> tuple[s
 #   changer   INSERT row b; RENAME COLUMN epoch_a TO epoch_b (it waits for that COMMIT)
 #   writer    START TRANSACTION; SELECT epoch_a …: error 1054. It reads row b, and begins again.
 #
-# The SELECT finds nothing. It holds a metadata lock until COMMIT, which the renaming waits for. On
-# a sharded server its ids lead to the shards that are written to. Of two changers one renames; the
-# other gets 1054, too. Who dies in between leaves at most a row that nobody reads.
+# The SELECT finds nothing. It holds a metadata lock until COMMIT, which the renaming waits for; on a
+# sharded server its ids lead to the shards that are written to. Of two changers the second gets
+# 1054, too. Who dies in between leaves a row that nobody reads.
 
 
 class _Catalogue(NamedTuple):
-    """The indexes as of one epoch. An attempt of a call works from one, for its rows and check."""
+    """The indexes as of one epoch. Each attempt of a call works from one."""
 
     epoch: str
     # {table: {"types", "unique", "populated", "made"}}
     entries: dict[str, Any]
     indexes: dict[str, Index]
     history: bool
-    # The ids of its rows, also those of programs that died before they renamed the column.
+    # The ids of its rows, also of those that nobody reads.
     rows: list[str]
 
     def check(self, ids: Sequence[str]) -> Statement:
         """The first statement of a write to these ids: it fails once the epoch is another."""
         return CHECK_EPOCH.format(epoch=self.epoch), ids or [""]
 
-    def entry(self, index: Index) -> dict[str, Any]:
-        """What it says of the index, {} if nothing. Raises ValueError if it has another one."""
+    def entry(self, index: Index, made: str = "") -> dict[str, Any]:
+        """What it says of the index, {} if nothing; NotPopulated if it is not the one `made` then."""
         entry: dict[str, Any] = self.entries.get(index.table, {})
         if entry and repr(self.indexes[index.table]) != repr(index):
-            raise ValueError(
-                f"the database has {self.indexes[index.table]}: remove it before {index}"
-            )
+            raise ValueError(f"{self.indexes[index.table]} has this name: remove it before {index}")
+        if made and entry.get("made") != made:
+            raise NotPopulated(f"{index} was removed, or never added")
         return entry
 
-    def write(self, changes: Mapping[str, Any], new: bool = False) -> _Write:
+    def write(self, changes: Mapping[str, Any], new: bool = False) -> list[Statement]:
         """Stores {id: (entity, body)}, or deletes: {id: None}. new: there is nothing under the ids."""
         ids = [*changes]
         stored = [(id, change[1]) for id, change in changes.items() if change]
-        write = _Write([] if new else [(DELETE_ENTITIES, ids)])
-        write.packet += [_insert(INSERT_ENTITIES, stored)] if stored else []
-        write.packet += [(INSERT_HISTORY, ids)] if stored and self.history else []
+        packet: list[Statement] = [] if new else [(DELETE_ENTITIES, ids)]
+        packet += [_insert(INSERT_ENTITIES, stored)] if stored else []
+        packet += [(INSERT_HISTORY, ids)] if stored and self.history else []
         for index in self.indexes.values():
             rows = {id: change and index.row(change[0]) for id, change in changes.items()}
-            index.replace_rows(write, rows, new)
-        return write
+            packet += index.replace_rows(rows, new)
+        return packet
 
 
 class _Definitions:
@@ -1022,8 +972,40 @@ class _Definitions:
                 self._create(define, "entities_history", HISTORY, keys)
                 self._change(define, self.catalogue.entries, history=True)
 
+    def add(self, index: Index) -> None:
+        """Creates the table, and lists it: from then on every writer maintains it."""
+        with self.server.defining() as define:
+            if self.renew().entry(index):
+                return
+            columns = {name: f"{column.sql} NOT NULL" for name, column in index.columns.items()}
+            columns["entity_id"] = ENTITIES["id"]
+            key = _names(index.types if index.unique else columns)
+            self._create(define, index.table, columns, f"PRIMARY KEY ({key}), UNIQUE (entity_id)")
+            try:
+                # A sharded server that was not told of the table refuses this, before a writer's.
+                self.server.read((index.sql(DELETE_ROWS), [""]))
+            except MySQLdb.Error as error:
+                told = f"{index} cannot be written: {error.args[-1]}"
+                raise Error(f"{told}; a sharded server wants it in the VSchema first") from None
+            entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
+            self._change(define, {**self.catalogue.entries, index.table: entry})
+
+    def publish(self, index: Index, made: str) -> None:
+        """Says that the index is complete, if it is still the same."""
+        with self.server.defining() as define:
+            entry = {**self.renew().entry(index, made), "populated": True}
+            self._change(define, {**self.catalogue.entries, index.table: entry})
+
+    def remove(self, table: str) -> None:
+        """Takes the index out of the catalogue, then drops its table."""
+        with self.server.defining() as define:
+            entries = {**self.renew().entries}
+            if entries.pop(table, None):
+                self._change(define, entries)
+                define(f"DROP TABLE IF EXISTS {_quote(table)}")
+
     def renew(self) -> _Catalogue:
-        """The catalogue as it is now. A sharded server may need seconds to learn a new name."""
+        """The catalogue as it is now."""
         self.catalogue = self.server.repeat(self._read)
         return self.catalogue
 
@@ -1032,11 +1014,11 @@ class _Definitions:
         columns, rows = self.server.read((show,), (SELECT_CATALOGUE,))
         epoch = columns[2][0].removeprefix("epoch_")
         # A new table has no row for its first epoch. Any other epoch has its row.
-        contents = {"first": "{}"} if epoch == "first" else dict(rows)
+        contents = {"first": FIRST_CONTENT} if epoch == "first" else dict(rows)
         if epoch not in contents:
             # Another program may have changed it between the two statements.
             raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, f"the catalogue has no row {epoch}")
-        content = {"indexes": {}, "history": False, **json.loads(contents[epoch])}
+        content = json.loads(contents[epoch])
         entries = content["indexes"]
         indexes = {
             table: Index(table, entry["types"], unique=entry["unique"])
@@ -1044,55 +1026,17 @@ class _Definitions:
         }
         return _Catalogue(epoch, entries, indexes, content["history"], [id for id, _ in rows])
 
-    def add(self, index: Index) -> None:
-        """Creates the table, and lists it: from then on every writer maintains it."""
-        if self.renew().entry(index):
-            return
-        with self.server.defining() as define:
-            if self.renew().entry(index):
-                return
-            columns = {name: f"{column.sql} NOT NULL" for name, column in index.columns.items()}
-            columns["entity_id"] = ENTITIES["id"]
-            key = _names([*index.types] if index.unique else columns)
-            self._create(define, index.table, columns, f"PRIMARY KEY ({key}), UNIQUE (entity_id)")
-            try:
-                # A sharded server that was not told of the table refuses this, before a writer's.
-                self.server.read(index.delete_rows([""]))
-            except MySQLdb.Error as error:
-                told = f"{index} cannot be written, and was not added: {error.args[-1]}"
-                raise Error(f"{told} (a sharded server wants it in its VSchema first)") from None
-            made = uuid.uuid4().hex
-            entry = {"types": index.types, "unique": index.unique, "made": made}
-            self._change(define, {**self.catalogue.entries, index.table: entry})
-
-    def publish(self, index: Index, made: str) -> None:
-        """Says that the index is complete, if it is the one still that was populated."""
-        with self.server.defining() as define:
-            entry = self.renew().entry(index)
-            _check_made(index, entry, made)
-            entry = {**entry, "populated": True}
-            self._change(define, {**self.catalogue.entries, index.table: entry})
-
-    def remove(self, table: str) -> None:
-        """Takes the index out of the catalogue, and drops its table. Writes under way go first."""
-        with self.server.defining() as define:
-            entries = {**self.renew().entries}
-            if entries.pop(table, None):
-                self._change(define, entries)
-                if self._stands(table, {}):
-                    define(f"DROP TABLE {_quote(table)}")
-
     def _change(self, define: Any, entries: Mapping[str, Any], history: bool = False) -> None:
-        """Publishes another list. It waits for writes that began with the old one."""
+        """Publishes other entries. It waits for writes that began with the old ones."""
         old = self.catalogue
         content = {"indexes": entries, "history": history or old.history}
         epoch = uuid.uuid4().hex
         self.server.read((INSERT_CATALOGUE, epoch, json.dumps(content)))
-        # If the answer is lost the column may have been renamed: whatever comes, the row stays.
+        # If the answer is lost it may have been done: the row stays in any case.
         define(RENAME_EPOCH.format(old=old.epoch, new=epoch))
         if self.server.mariadb:
             # Galera may replay behind the renaming what was certified before it, unchecked. This
-            # claims the table that every write changes: by now such a write is done, or aborted.
+            # claims the table that every write changes, and waits for such a write, or aborts it.
             define("ANALYZE TABLE entities")
         if old.rows:
             self.server.read((DELETE_CATALOGUE, old.rows))
@@ -1108,20 +1052,19 @@ class _Definitions:
             return False
         found = {name: (type_, collation) for name, type_, collation, *_ in rows}
         for name, definition in columns.items():
-            needed = definition.split()[0].lower()
             type_, collation = found.get(name, ("missing", None))
+            needed = definition.split()[0].lower()
             # MariaDB has bigint(20); an id may be longer; `updated` may be a DATETIME.
-            looser = {"varchar(36)": "varchar", "timestamp": "(timestamp|datetime)"}
-            if not re.match(looser.get(needed, re.escape(needed)) + "(?![a-z])", type_):
+            serves = {"varchar(36)": "varchar", "timestamp": "(timestamp|datetime)"}
+            if not re.match(serves.get(needed, re.escape(needed)) + "(?![a-z])", type_):
                 raise Error(f"table {table} stands, but its column {name} is {type_}, not {needed}")
             if collation and collation != self._collation:
-                mend = f"CONVERT TO CHARACTER SET utf8mb4 COLLATE {self._collation}"
-                told = f"column {name} of {table} takes different texts for the same ({collation})"
-                raise Error(f"{told}: ALTER TABLE {_quote(table)} {mend}")
+                mend = f"ALTER TABLE {_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE"
+                told = f"table {table}: in {collation}, {name} takes different texts for the same"
+                raise Error(f"{told}: {mend} {self._collation}")
         return True
 
     def _create(self, define: Any, table: str, columns: Mapping[str, str], keys: str) -> None:
-        """Creates the table if it is missing."""
         if not self._stands(table, columns):
             lines = ",\n  ".join([f"{_quote(name)} {sql}" for name, sql in columns.items()])
             options = f"ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={self._collation}"
@@ -1129,20 +1072,15 @@ class _Definitions:
 
     @property
     def _collation(self) -> str:
-        """The one that compares text as Python does, spaces at its end, too."""
+        """Compares text as Python does, spaces at its end, too."""
         return "utf8mb4_nopad_bin" if self.server.mariadb else "utf8mb4_0900_bin"
-
-
-def _check_made(index: Index, entry: Mapping[str, Any], made: str) -> None:
-    if entry.get("made") != made:
-        raise NotPopulated(f"{index} was removed while it was populated")
 
 
 # ---- Datastore. How reading and writing are put together, then the verbs. ------------------------
 
 
 class _Store:
-    """What the verbs and an Index are made of. Each attempt of a write works from one catalogue."""
+    """What the verbs, and an Index, are made of."""
 
     def __init__(self, server: _Server, classes: Any, max_size: int) -> None:
         self._server = server
@@ -1153,8 +1091,8 @@ class _Store:
     def _query(self, *statement: Any) -> Rows:
         return self._server.repeat(lambda: self._server.read(statement)[0])
 
-    def _ask(self, index: Index, build: Callable[..., str], args: Sequence[Any]) -> Rows:
-        """The rows of build(check=…), which is answered only if the index is complete."""
+    def _ask(self, index: Index, sql: str, args: Sequence[Any], **parts: str) -> Rows:
+        """Rows of a query that is answered only if the index is complete."""
 
         def attempt() -> Rows:
             catalogue = self._definitions.catalogue
@@ -1163,7 +1101,7 @@ class _Store:
             if not catalogue.entry(index).get("populated"):
                 raise NotPopulated(f"{index} is missing, or not complete: add_index makes it")
             check = CHECK_EPOCH_IN_QUERY.format(epoch=catalogue.epoch)
-            return self._server.read((build(check=check), *args))[0]
+            return self._server.read((index.sql(sql, check=check, **parts), *args))[0]
 
         return self._server.repeat(attempt, self._definitions.renew)
 
@@ -1196,15 +1134,7 @@ class _Store:
 
     def _put(self, changes: Mapping[str, Any], new: bool) -> None:
         """Stores {id: (entity, body)} in one packet. new: there is nothing under these ids."""
-        ids = [*changes]
-
-        def attempt(catalogue: _Catalogue) -> None:
-            write = catalogue.write(changes, new)
-            write.packet.insert(0, catalogue.check(ids))
-            with self._server.transaction() as block:
-                self._write(block, write)
-
-        self._repeat(attempt, ids)
+        self._transact([*changes], lambda catalogue: catalogue.write(changes, new))
 
     def _change(self, id: str, decide: Any, expect: Any = None, *reads: Statement) -> Any:
         """Locks an entity, then stores decide(row), an entity and its body, or None to delete it.
@@ -1212,83 +1142,83 @@ class _Store:
         Returns the rows of `reads`, which see it done; None if there was and is nothing.
         """
         if expect is not None and (type(expect) is not int or expect < 0):
-            raise TypeError(f"expect is the version of an entity, or 0 for none, not {expect!r}")
+            raise TypeError(f"expect is a version, or 0 for no entity, not {expect!r}")
 
-        def look(catalogue: _Catalogue, rows: Rows) -> _Write:
+        def look(catalogue: _Catalogue, rows: Rows) -> list[Statement]:
             found = rows[0][0] if rows else 0
             if expect is not None and found != expect:
-                raise _conflict(id, expect, found)
+                raise Conflict(id=id, expected=expect, found=found)
             change = decide(rows[0] if rows else None)
             # Who deletes nothing locks nothing, and must not go on to the index rows.
-            write = catalogue.write({id: change}, new=not rows) if rows or change else _Write([])
-            write.packet += reads
-            write.new_id = id if expect == 0 else None
-            return write
+            packet = catalogue.write({id: change}, new=not rows) if rows or change else []
+            return [*packet, *reads]
 
-        return self._transact([id], look, (LOCK_ENTITIES, [id]))
+        return self._transact([id], look, (LOCK_ENTITIES, [id]), new=expect == 0)
 
-    def _transact(self, ids: list[str], decide: Any, *locks: Statement) -> Any:
-        """Checks the catalogue, reads what `locks` lock, and writes decide(catalogue, *rows).
+    def _transact(self, ids: list[str], look: Any, *locks: Statement, new: bool = False) -> Any:
+        """Checks the catalogue, reads what `locks` lock, and sends look(catalogue, *rows).
 
-        Two packets. Returns what the second one reads, None if there is nothing to be written.
+        One packet if nothing is locked, else two. Returns what the last one reads, None if there is
+        nothing to be sent. new: there must be nothing under the id, else it is a Conflict.
         """
 
-        def attempt(catalogue: _Catalogue) -> Any:
+        def attempt() -> Any:
+            catalogue = self._definitions.catalogue
+            check = catalogue.check(ids)
+            packet = [] if locks else [check, *look(catalogue)]
             with self._server.transaction() as block:
-                # The check first: it may wait for a change of the catalogue, and holds no row then.
-                _, *rows = self._server.read(catalogue.check(ids), *locks)
-                write = decide(catalogue, *rows)
-                return self._write(block, write) if write.packet else None
+                if locks:
+                    # The check first: it may have to wait, and must hold no row meanwhile.
+                    _, *rows = self._server.read(check, *locks)
+                    packet = look(catalogue, *rows)
+                try:
+                    return self._server.write(block, packet) if packet else None
+                except MySQLdb.IntegrityError as error:
+                    if _code(error) == ER.DUP_ENTRY:
+                        self._explain(catalogue, block, packet, ids[0] if new else None)
+                    raise
+                except Unknown as error:
+                    error.id = ids[0] if len(ids) == 1 else None
+                    raise
 
-        return self._repeat(attempt, ids)
+        return self._server.repeat(attempt, self._definitions.renew)
 
-    def _repeat(self, attempt: Callable[[_Catalogue], T], ids: list[str]) -> T:
-        known = self._definitions
-        try:
-            return self._server.repeat(lambda: attempt(known.catalogue), known.renew)
-        except Unknown as error:
-            error.id = ids[0] if len(ids) == 1 else None
-            raise
-
-    def _write(self, block: _Block, write: _Write) -> list[Rows]:
-        """Sends the end of a call. Raises what error 1062 means."""
-        try:
-            return self._server.write(block, write.packet)
-        except MySQLdb.IntegrityError as error:
-            if _code(error) != ER.DUP_ENTRY:
-                raise
-        for index, rows in write.unique:
-            self._raise_duplicate(block, index, rows)
-        if write.new_id is not None:
-            for found, _ in self._server.explain(block, SELECT_VERSION, write.new_id):
-                raise _conflict(write.new_id, 0, found)
+    def _explain(self, catalogue: _Catalogue, block: _Block, packet: Any, new: Any) -> NoReturn:
+        """Raises what error 1062 means."""
+        for index in catalogue.indexes.values():
+            for sql, *rows in packet if index.unique else ():
+                if sql.startswith(index.sql(INSERT_ROWS)):
+                    self._raise_duplicate(block, index, {row[-1]: row[:-1] for row in rows})
+        for found, _ in (
+            self._server.exchange(block.connection, (SELECT_VERSION, new))[0] if new else ()
+        ):
+            raise Conflict(id=new, expected=0, found=found) from None
         message = "two programs were inserting the same id: try it again"
-        raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, message)
+        raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, message) from None
 
     def _raise_duplicate(self, block: _Block, index: Index, rows: Mapping[str, Any]) -> None:
         """Raises Duplicate if the rows have the values of each other, or of other entities."""
         owners: dict[Any, str] = {}
         for id, row in rows.items():
-            if row is not None and owners.setdefault(row, id) != id:
-                raise _duplicate(index, owners[row])
-        if owners:
-            select = index.sql(SELECT_OWNERS)
-            for (id,) in self._server.explain(block, select, [*owners], [*rows]):
-                raise _duplicate(index, id)
+            if owners.setdefault(row, id) != id:
+                raise Duplicate(index=index, id=owners[row]) from None
+        select = index.sql(SELECT_OWNERS)
+        for (id,) in self._server.exchange(block.connection, (select, [*owners], [*rows]))[0]:
+            raise Duplicate(index=index, id=id) from None
 
     def _populate(self, index: Index, progress: Progress | None) -> int:
         if self._server.block:
             raise Error("an index cannot be populated inside a transaction()")
-        made = self._definitions.renew().entry(index).get("made", "")
+        made = self._definitions.renew().entry(index).get("made", "never")
         changed = self._repair(index, made, progress)
         self._server.repeat(lambda: self._definitions.publish(index, made))
-        # On Galera a locked entity can be written through another node: a row that was right when
-        # it was inserted may be wrong when it is committed. By now such writes are done.
+        # On Galera another node can write a locked entity: a row that was right when it was inserted
+        # may be wrong when it is committed. By now such writes are done.
         return changed + self._repair(index, made, None) if changed else 0
 
     def _repair(self, index: Index, made: str, progress: Progress | None) -> int:
         """Makes all rows right. Returns how many were wrong."""
-        # First those without an entity: in a unique index they could have an entity's values.
+        # In a unique index, rows without an entity could have the values of one.
         wrong = sum(self._delete_orphans(index, made))
         looked = self._repair_rows(index, made)
         total = self._query(COUNT_ENTITIES)[0][0] if progress else 0
@@ -1298,8 +1228,8 @@ class _Store:
         """For each entity, whether its row was wrong."""
         looked: dict[int, bool] = {0: False}
 
-        def decide(catalogue: _Catalogue, rows: Rows) -> _Write:
-            _check_made(index, catalogue.entry(index), made)
+        def look(catalogue: _Catalogue, rows: Rows) -> list[Statement]:
+            catalogue.entry(index, made)
             looked.clear()
             wrong: dict[str, Any] = {}
             for version, id, updated, body, found, *row in rows:
@@ -1310,51 +1240,36 @@ class _Store:
                 looked[version] = wanted != (tuple(row) if found else None)
                 if looked[version]:
                     wrong[id] = wanted
-            write = _Write([])
-            if wrong:
-                index.replace_rows(write, wrong)
-            return write
+            return index.replace_rows(wrong) if wrong else []
 
         while looked:
-            page = index.sql(LOCK_COMPARED), max(looked), PAGE
-            self._transact([], decide, page)
+            self._transact([], look, (index.sql(LOCK_COMPARED), max(looked), PAGE))
             yield from looked.values()
 
     def _delete_orphans(self, index: Index, made: str) -> Iterator[int]:
         """How many rows there were without an entity, page by page."""
         orphans: list[str] = []
 
-        def decide(catalogue: _Catalogue, locked: Rows, stored: Rows) -> _Write:
-            _check_made(index, catalogue.entry(index), made)
+        def look(catalogue: _Catalogue, locked: Rows, stored: Rows) -> list[Statement]:
+            catalogue.entry(index, made)
             orphans[:] = [id for (id,) in {*locked} - {*stored}]
-            return _Write([index.delete_rows(orphans)] if orphans else [])
+            return [(index.sql(DELETE_ROWS), orphans)] if orphans else []
 
         ids = [""]
         while ids := [id for (id,) in self._query(index.sql(SELECT_ORPHANS), ids[-1], PAGE)]:
             # Whoever is about to insert one of these rows waits for it; who has done so is seen.
-            self._transact(ids, decide, (index.sql(LOCK_ROWS), ids), (SELECT_IDS, ids))
+            self._transact(ids, look, (index.sql(LOCK_ROWS), ids), (SELECT_IDS, ids))
             yield len(orphans)
-
-
-def _conflict(id: str, expected: int, found: int) -> Conflict:
-    told = f"entity {id!r}: version {expected} was expected, {found} is current (0: none)"
-    return Conflict(f"{told}; get it, and decide again", id=id, expected=expected, found=found)
-
-
-def _duplicate(index: Index, id: str) -> Duplicate:
-    told = f"unique index {index.table}: entity {id!r} already has these values"
-    return Duplicate(told, index=index, id=id)
 
 
 class Datastore(_Store):
     """Entities in a MySQL database. One Datastore serves all threads, tasks and forks of a program.
 
-    host, user, password, database, `connect` (port, ssl, connect_timeout …): as for MySQLdb.connect;
-    None leaves it to the option file. indexes: to be added. history: True keeps every version from
-    now on. classes: the application's classes that entities may hold, {"old.module.Name": class}
-    for one that moved, or ANY. max_size: the most bytes of a body when decompressed.
-
-    Creates the tables that are missing. Raises Error where it may not, or where one cannot serve.
+    host, user, password, database, `connect`: as for MySQLdb.connect; None is left to the option
+    file. indexes: to be added. history: True keeps every version from now on. classes: those of the
+    application that entities may hold, {"old.module.Name": class} for one that moved, or ANY.
+    max_size: the most bytes of a body when decompressed. Raises Error if it may not create a table
+    that is missing, or one cannot serve.
     """
 
     def __init__(
@@ -1392,8 +1307,8 @@ class Datastore(_Store):
     def put(self, entity: dict[Any, Any], *, expect: int | None = None) -> str:
         """Stores the dictionary, whole, under its "id"; without one, under a new one, set in it.
 
-        expect: the version that it must replace (0: there must be none), else Conflict. Returns the
-        id. Raises TypeError or ValueError for what cannot be stored, Duplicate, and Unknown.
+        expect: the version to be replaced (0: none), else Conflict. Returns the id. Raises TypeError
+        or ValueError for what cannot be stored, Duplicate, and Unknown.
         """
         id, whole, body = self._prepare(entity)
         changes = {id: (whole, body)}
@@ -1408,13 +1323,13 @@ class Datastore(_Store):
         self,
         entities: Iterable[dict[Any, Any]],
         *,
-        batch: int = BATCH,
+        batch: int = PAGE,
         progress: Progress | None = None,
     ) -> int:
-        """Stores any number of dictionaries. Of two with one id the later stands.
+        """Stores any number of dictionaries. Of two with one id the later stands. Returns how many.
 
-        batch: the most entities of a transaction; it is smaller if they are large. progress: called
-        as tqdm.tqdm is. Returns how many. Raises as put does; the batches before that one stay.
+        batch: the most entities of a transaction. progress: called as tqdm.tqdm is. Raises as put
+        does; the transactions before that one stay.
         """
         count = size = 0
         changes: dict[str, Any] = {}
@@ -1437,9 +1352,9 @@ class Datastore(_Store):
         return count
 
     def get(self, id: str, *, version: int | None = None) -> Entity | None:
-        """The entity, or None. Inside a transaction() it is locked until that ends.
+        """The entity, or None; inside a transaction() locked until that ends.
 
-        version: that one of its versions. Raises Corrupt or Untrusted if it cannot be read.
+        version: that one of its versions. Raises Corrupt, Untrusted.
         """
         entity = self.get_many([id]).get(id)
         if version is None or entity and entity.version == version:
@@ -1466,10 +1381,10 @@ class Datastore(_Store):
         change: Callable[[Entity], None],
         default: Mapping[Any, Any] | None = None,
     ) -> Entity:
-        """Reads the entity, lets `change` alter it in place, and stores it, atomically.
+        """Lets `change` alter the entity in place, and stores it, atomically. Returns it.
 
-        `change` may be called several times. default: where it begins if there is no entity, which
-        is a KeyError else. Returns the entity as stored. Raises as put does.
+        `change` may be called several times. default: what it gets if there is no entity, else that
+        is a KeyError. Raises as put does.
         """
         entity = Entity()
 
@@ -1496,21 +1411,21 @@ class Datastore(_Store):
     def transaction(self) -> Iterator[None]:
         """What is done inside is committed together, or rolled back on any exception.
 
-        Inner ones join the outer. It is for the thread and the task that begins it, and is yours to
-        repeat: a deadlock (1213, 1205, 1020) inside is raised, with nothing done. Raises Unknown.
+        Inner ones join the outer. It is for the thread and the task that begins it, and not repeated:
+        a deadlock (1213, 1205, 1020) is raised. Raises Unknown.
         """
         with self._server.transaction() as block:
             try:
                 yield
             except BaseException:
-                # Should the outer one catch it, it must not commit the half.
+                # The outer one might catch it, and must not commit the half.
                 block.failed = True
                 raise
 
     def scan(self, *, progress: Progress | None = None) -> Iterator[Entity]:
-        """Every entity as of one moment, oldest put first. Not inside a transaction().
+        """Every entity as of one moment, oldest put first; not inside a transaction().
 
-        progress: called as tqdm.tqdm is. Raises Corrupt or Untrusted for one that cannot be read.
+        progress: called as tqdm.tqdm is. Raises Corrupt, Untrusted.
         """
         entities = iter(self)
         return iter(progress(entities, total=len(self))) if progress else entities
@@ -1535,10 +1450,7 @@ class Datastore(_Store):
         return bool(self._query(SELECT_IDS, [_check_id(id)]))
 
     def history(self, id: str) -> list[Entity]:
-        """Every version that was put, newest first, also after a delete; [] if there was none.
-
-        Raises Error where no history is kept.
-        """
+        """Every version that was put, newest first, also after a delete. Error if none is kept."""
         if not self._definitions.renew().history:
             raise Error("no history is kept here: open it once by Datastore(…, history=True)")
         return [self._read(row) for row in self._query(SELECT_HISTORY, _check_id(id))]
@@ -1550,24 +1462,21 @@ class Datastore(_Store):
         self._change(_check_id(id), lambda row: None, None, *versions)
 
     def schema(self, *, limit: int | None = None, progress: Progress | None = None) -> Schema:
-        """The different types of dictionary that are stored. limit: look only at so many entities.
-
-        progress: called as tqdm.tqdm is.
-        """
+        """The types of dictionary in the store; in the oldest `limit` entities. progress: as scan."""
         return Schema(itertools.islice(self.scan(progress=progress), limit))
 
     @property
     def indexes(self) -> list[Index]:
-        """The indexes of the database, those that are not populated yet, too."""
+        """The indexes of the database, also those that are not populated."""
         return [*self._definitions.renew().indexes.values()]
 
     def add_index(
         self, index: Index, *, populate: bool = True, progress: Progress | None = None
     ) -> Index:
-        """Creates the index, and fills it while other programs read and write. Returns it.
+        """Creates the index, and populates it, while other programs read and write. Returns it.
 
-        populate: False leaves that to index.populate; till then a query raises NotPopulated. Raises
-        ValueError if there is another of this name, and as populate does: then it is removed again.
+        populate: False leaves that for later. Raises ValueError if there is another of this name,
+        and as Index.populate does: then it is removed again.
         """
         self._server.repeat(lambda: self._definitions.add(index))
         if populate and not self._definitions.catalogue.entry(index).get("populated"):
@@ -1580,11 +1489,11 @@ class Datastore(_Store):
         return index
 
     def remove_index(self, index: Index) -> None:
-        """Drops the index, if there is one. Writes under way go first; later ones do not know it."""
+        """Drops the index, if there is one."""
         self._server.repeat(lambda: self._definitions.remove(index.table))
 
     def close(self) -> None:
-        """Closes the connections; one that another thread uses, when its call ends."""
+        """Closes the connections; those in use when their calls end."""
         self._server.close()
 
 
