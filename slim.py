@@ -731,6 +731,9 @@ def _fits(column: _Column, value: Any) -> bool:
     if isinstance(value, Decimal):
         exponent: Any = value.as_tuple().exponent
         return value.is_finite() and exponent >= -30 and value.adjusted() < column.size
+    if isinstance(value, dt.datetime):
+        # In UTC it may be a day before or after.
+        return 1 < value.toordinal() < dt.date.max.toordinal()
     return not column.size or -column.size <= value < column.size
 
 
@@ -915,7 +918,7 @@ class _Catalogue(NamedTuple):
     """The indexes as of one epoch. Each attempt of a call works from one."""
 
     epoch: str
-    # {table: {"types", "unique", "populated", "made"}}
+    # {table: {"types", "unique", "populated", "made"}}, None for one that is being dropped.
     entries: dict[str, Any]
     indexes: dict[str, Index]
     history: bool
@@ -928,7 +931,7 @@ class _Catalogue(NamedTuple):
 
     def entry(self, index: Index, made: str = "") -> dict[str, Any]:
         """What it says of the index, {} if nothing; NotPopulated if it is not the one `made` then."""
-        entry: dict[str, Any] = self.entries.get(index.table, {})
+        entry: dict[str, Any] = self.entries.get(index.table) or {}
         if entry and repr(self.indexes[index.table]) != repr(index):
             raise ValueError(f"{self.indexes[index.table]} has this name: remove it before {index}")
         if made and entry.get("made") != made:
@@ -977,6 +980,9 @@ class _Definitions:
         with self.server.defining() as define:
             if self.renew().entry(index):
                 return
+            if index.table in self.catalogue.entries:
+                # A program died while it removed it: its columns may be others.
+                define(f"DROP TABLE IF EXISTS {_quote(index.table)}")
             columns = {name: f"{column.sql} NOT NULL" for name, column in index.columns.items()}
             columns["entity_id"] = ENTITIES["id"]
             key = _names(index.types if index.unique else columns)
@@ -997,12 +1003,14 @@ class _Definitions:
             self._change(define, {**self.catalogue.entries, index.table: entry})
 
     def remove(self, table: str) -> None:
-        """Takes the index out of the catalogue, then drops its table."""
+        """Takes the index from the writers, then drops its table."""
         with self.server.defining() as define:
             entries = {**self.renew().entries}
-            if entries.pop(table, None):
-                self._change(define, entries)
+            if table in entries:
+                self._change(define, {**entries, table: None})
                 define(f"DROP TABLE IF EXISTS {_quote(table)}")
+                del entries[table]
+                self._change(define, entries)
 
     def renew(self) -> _Catalogue:
         """The catalogue as it is now."""
@@ -1023,6 +1031,7 @@ class _Definitions:
         indexes = {
             table: Index(table, entry["types"], unique=entry["unique"])
             for table, entry in entries.items()
+            if entry
         }
         return _Catalogue(epoch, entries, indexes, content["history"], [id for id, _ in rows])
 
@@ -1030,6 +1039,8 @@ class _Definitions:
         """Publishes other entries. It waits for writes that began with the old ones."""
         old = self.catalogue
         content = {"indexes": entries, "history": history or old.history}
+        if content == {"indexes": old.entries, "history": old.history}:
+            return
         epoch = uuid.uuid4().hex
         self.server.read((INSERT_CATALOGUE, epoch, json.dumps(content)))
         # If the answer is lost it may have been done: the row stays in any case.
