@@ -143,13 +143,18 @@ class Untrusted(Corrupt):
 
 # No default of a server or an account may refuse a statement, cut a result short, or change what
 # COMMIT, text and numbers mean. MySQL runs what is in /*!80000 */, MariaDB what is in /*M! */.
-SET_NAMES = "SET NAMES utf8mb4"
-SET_VARIABLES = """
+# It is one statement with semicolons, as MariaDB would restore sql_mode after a compound one.
+SET_SESSION = """
+SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
-  sql_safe_updates = 0, sql_select_limit = 18446744073709551615, sql_big_selects = 1,
-  sql_auto_is_null = 0, completion_type = 0
-  /*!80000 , max_execution_time = 0 */ /*M!100101 , max_statement_time = 0 */"""
-SET_ISOLATION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
+  sql_safe_updates = 0, sql_select_limit = 9223372036854775807, sql_big_selects = 1,
+  sql_auto_is_null = 0, completion_type = 0, timestamp = DEFAULT
+  /*!80000 , max_execution_time = 0 */ /*M!100101 , max_statement_time = 0 */;
+SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
+SELECT @@max_allowed_packet"""
+# What waits for open transactions holds up those who come after it: not for long. vtgate refuses
+# GET_LOCK while there is a limit for each SELECT.
+SET_DEFINING = f"SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT"
 SET_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 BEGIN_SNAPSHOT = "START TRANSACTION WITH CONSISTENT SNAPSHOT"
 
@@ -606,9 +611,7 @@ class _Server:
         connection = self._take()
         lock = "SELECT GET_LOCK(%s, %s)", f"slim {self.connect['database']}"[:64], RETRY_SECONDS
         try:
-            # What waits for open transactions holds up those who come after it: not for long.
-            wait = f"SET SESSION lock_wait_timeout = {ALTER_SECONDS}"
-            if not self.exchange(connection, (wait,), lock)[0][0][0]:
+            if not self.exchange(connection, (SET_DEFINING,), lock)[0][0][0]:
                 raise Error("another program is changing the indexes: try again later")
             yield define
         finally:
@@ -643,8 +646,7 @@ class _Server:
         connection = MySQLdb.connect(**self.connect)
         self._connections.add(connection)
         self.mariadb = "MariaDB" in connection.get_server_info()  # type: ignore[no-untyped-call]
-        packet = (SET_NAMES,), (SET_VARIABLES,), (SET_ISOLATION,), ("SELECT @@max_allowed_packet",)
-        self.max_packet = self.exchange(connection, *packet)[0][0][0]
+        self.max_packet = self.exchange(connection, (SET_SESSION,))[0][0][0]
         return connection
 
     def _give_back(self, connection: Any) -> None:
@@ -986,13 +988,16 @@ class _Definitions:
             columns = {name: f"{column.sql} NOT NULL" for name, column in index.columns.items()}
             columns["entity_id"] = ENTITIES["id"]
             key = _names(index.types if index.unique else columns)
-            self._create(define, index.table, columns, f"PRIMARY KEY ({key}), UNIQUE (entity_id)")
+            keys = f"PRIMARY KEY ({key}), UNIQUE (entity_id)"
             try:
+                self._create(define, index.table, columns, keys)
                 # A sharded server that was not told of the table refuses this, before a writer's.
                 self.server.read((index.sql(DELETE_ROWS), [""]))
             except MySQLdb.Error as error:
-                told = f"{index} cannot be written: {error.args[-1]}"
-                raise Error(f"{told}; a sharded server wants it in the VSchema first") from None
+                if _code(error) != ER.UNKNOWN_ERROR:
+                    raise
+                mend = f"ALTER VSCHEMA ON {_quote(index.table)} ADD VINDEX … (entity_id) first"
+                raise Error(f"{index}: {error.args[-1]}; on a sharded server, {mend}") from None
             entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
             self._change(define, {**self.catalogue.entries, index.table: entry})
 
