@@ -70,14 +70,14 @@ __version__ = "2.0.0"
 
 # Disables the allow-list of classes. Use it only if nobody else can write to the database.
 ANY = "any"
-# Bytes of a body, decompressed, and compressed: a MEDIUMBLOB. A page leaves out larger ones.
+# Bytes of a body, decompressed, and compressed (MEDIUMBLOB); a page leaves out larger ones.
 MAX_SIZE = 64 << 20
 MAX_BODY = (1 << 24) - 1
 PAGE_BODY = 32 << 10
 # Rows of a page, values of an IN, and entities of a batch; bytes of the bodies of a batch.
 PAGE = 1_000
 BATCH_BYTES = 2 << 20
-# After so long a call is not begun again; for so long a change of the catalogue stops the writers.
+# A call is not begun again after so long; a change of the catalogue stops the writers for so long.
 RETRY_SECONDS = 30
 ALTER_SECONDS = 2
 
@@ -120,11 +120,11 @@ class Duplicate(Error):
 
 
 class NotPopulated(Error):
-    """The index is not in the database, or not complete yet."""
+    """The index is not there, or not complete yet."""
 
 
 class Unknown(Error):
-    """The connection was lost during COMMIT: the write of entity `id` is stored, or it is not."""
+    """The connection was lost during COMMIT: whether the entity `id` is stored is not known."""
 
     id: str | None = None
 
@@ -549,6 +549,9 @@ class _Server:
             sql for sql, *_ in packet if sql.lstrip().startswith(("SELECT", "SHOW", "ANALYZE"))
         ]
         try:
+            if not _is_quiet(connection):
+                # Said before the packet is sent, so that it is known that nothing was done.
+                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             connection.query(query)
             rows = _fetch(connection)
             if len(rows) < len(asked):
@@ -637,10 +640,7 @@ class _Server:
         with contextlib.suppress(IndexError):
             while True:
                 connection = self._idle.pop()
-                poll = select.poll()
-                poll.register(connection.fileno(), select.POLLIN)
-                # If there is something to be read the server has closed it.
-                if not poll.poll(0):
+                if _is_quiet(connection):
                     return connection
                 connection.close()
         connection = MySQLdb.connect(**self.connect)
@@ -669,6 +669,13 @@ def _abandon(connections: Iterable[Any]) -> None:
         for connection in connections:
             with contextlib.suppress(MySQLdb.Error):
                 os.dup2(null.fileno(), connection.fileno())
+
+
+def _is_quiet(connection: Any) -> bool:
+    """Whether there is nothing to be read: a server that closes a connection says or ends it."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return not poll.poll(0)
 
 
 def _fetch(connection: Any) -> list[Rows]:
@@ -792,10 +799,9 @@ class Index:
 
     def count(self, datastore: Datastore, /, **match: Any) -> int:
         """How many entities match. Raises as get_all does."""
-        count = 0
-        for where, args in self._conditions(match):
-            count += datastore._ask(self, COUNT_MATCH, args, where=where)[0][0]
-        return count
+        conditions = self._conditions(match)
+        asked = [datastore._ask(self, COUNT_MATCH, args, where=sql) for sql, args in conditions]
+        return sum([rows[0][0] for rows in asked])
 
     def put(self, datastore: Datastore, entity: Mapping[Any, Any]) -> None:
         """Stores a stored entity again, and so its row."""
