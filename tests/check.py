@@ -1,27 +1,34 @@
-"""The independent check: what SQL and slim.decode say of a database, with nothing of slim's own `populate`."""
+"""The independent check: what SQL and pickle say of a database, with nothing of slim's own `populate`.
+
+And what many tests do: ask in SQL, wait for something, run calls at once, fork, or run a program.
+"""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import datetime as dt
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import MySQLdb
 
-import slim
-
 T = TypeVar("T")
-INDEX_COLUMNS = """SELECT c.table_name, c.column_name FROM information_schema.columns AS c
- JOIN information_schema.tables AS t ON t.table_schema = c.table_schema AND t.table_name = c.table_name
- WHERE c.table_schema = DATABASE() AND t.table_comment IN ('slim index', 'slim unique index')
- ORDER BY c.table_name, c.ordinal_position"""
 WAIT_SECONDS = 20
+# What a block raises that met another one, or whose connection was lost: begin it again.
+TRY_AGAIN = {1205, 1213, 1020, 3101, 2006, 2013}
 
 Query = Callable[..., "list[tuple[Any, ...]]"]
 
@@ -37,44 +44,76 @@ def queries(connect: dict[str, Any]) -> Iterator[Query]:
             return list(cursor.fetchall())
 
     with contextlib.closing(connection):
+        query("SET time_zone = '+00:00'")
         yield query
+
+
+# ---- The audit
 
 
 def wrong(connect: dict[str, Any]) -> list[str]:
     """What is wrong in a database that nobody writes to now; [] is the right answer.
 
-    Every body must decode to a dictionary with its row's id, every row of every index must be what its entity says,
-    with none missing, and where history is kept its newest version must be the one that stands.
+    Every body is a dictionary with its row's id. Every row of every index that the catalogue lists
+    is what its entity says, and none is missing. Where history is kept its newest version of an
+    entity is the one that stands.
     """
     with queries(connect) as query:
         bodies = {
             id: (version, body)
             for version, id, body in query("SELECT added_id, id, body FROM entities")
         }
-        entities = {id: slim.decode(body) for id, (_, body) in bodies.items()}
+        entities = {id: load(body) for id, (_, body) in bodies.items()}
         found = [
             f"entity {id!r} calls itself {entity.get('id')!r}"
             for id, entity in entities.items()
             if entity.get("id") != id
         ]
-        columns = collections.defaultdict(list)
-        for table, column in query(INDEX_COLUMNS):
-            columns[table].append(column)
-        for table, names in columns.items():
-            found += _differences(table, entities, names[:-1], query(f"SELECT * FROM `{table}`"))
-        if query("SHOW TABLES LIKE 'entities_history'"):
-            newest = {
-                id: (version, body)
-                for id, version, body in query(
-                    "SELECT id, added_id, body FROM entities_history ORDER BY id, number"
-                )
-            }
-            found += [
-                f"history's newest of {id!r} is not the one that stands"
-                for id in bodies
-                if newest.get(id) != bodies[id]
-            ]
+        content = catalogue(query)
+        for table, entry in content["indexes"].items():
+            # One that is about to be dropped is maintained by nobody.
+            if entry is None:
+                continue
+            names = list(entry["types"])
+            columns = ", ".join(f"`{name.replace('`', '``')}`" for name in names)
+            rows = query(f"SELECT {columns}, entity_id FROM `{table}`")
+            found += _differences(table, entities, names, rows)
+        if content["history"]:
+            found += _history(query, bodies)
     return found
+
+
+def load(body: bytes) -> Any:
+    """What is in a body, as pickle itself reads it."""
+    return pickle.loads(zlib.decompress(body))
+
+
+def catalogue(query: Query) -> dict[str, Any]:
+    """The content of the catalogue's row that counts: the one that its third column is named after."""
+    columns = [name for name, *_ in query("SHOW COLUMNS FROM entities_catalogue")]
+    (epoch,) = [name for name in columns if name.startswith("epoch_")]
+    rows = query(
+        "SELECT content FROM entities_catalogue WHERE id = %s", [epoch.removeprefix("epoch_")]
+    )
+    if not rows:
+        assert epoch == "epoch_first", f"the catalogue has no row of {epoch}"
+        return {"history": False, "indexes": {}}
+    content: dict[str, Any] = json.loads(rows[0][0])
+    return content
+
+
+def _history(query: Query, bodies: dict[str, Any]) -> list[str]:
+    rows = query("SELECT id, added_id, body FROM entities_history ORDER BY number")
+    newest = {id: (version, body) for id, version, body in rows}
+    twice = collections.Counter(version for _, version, _ in rows)
+    return [
+        *(
+            f"history's newest of {id!r} is not the one that stands"
+            for id in bodies
+            if newest.get(id) != bodies[id]
+        ),
+        *(f"history has version {version} twice" for version, n in twice.items() if n > 1),
+    ]
 
 
 def _differences(
@@ -102,14 +141,33 @@ def _as_sql(value: Any) -> Any:
     return value.bytes if isinstance(value, uuid.UUID) else value
 
 
+# ---- Connections
+
+
 def sessions(query: Query) -> set[int]:
     """The connections to the database, but for this one."""
     ((version,),) = query("SELECT VERSION()")
-    schema = (
-        "information" if "MariaDB" in version else "performance"
-    )  # MySQL's other one fails on a body in a statement
-    others = f"SELECT id FROM {schema}_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    # MySQL's information_schema.processlist fails on a body in a statement.
+    schema = "information" if "MariaDB" in version else "performance"
+    others = (
+        f"SELECT id FROM {schema}_schema.processlist"
+        " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    )
     return {int(id) for (id,) in query(others)}
+
+
+def kill_sessions(query: Query) -> None:
+    """Ends all connections, as a server does that has had enough of them, or its administrator."""
+    for session in sessions(query):
+        # It may have ended by itself.
+        with contextlib.suppress(MySQLdb.OperationalError):
+            query(f"KILL {session}")
+    until(lambda: not sessions(query))
+    # The end of the stream is under way.
+    time.sleep(0.02)
+
+
+# ---- Calls at once, and again
 
 
 def in_threads(*calls: Callable[[], T]) -> list[T]:
@@ -117,16 +175,64 @@ def in_threads(*calls: Callable[[], T]) -> list[T]:
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], T]) -> T:
-        barrier.wait()
+        barrier.wait(WAIT_SECONDS)
         return call()
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))
 
 
-def until(holds: Callable[[], Any]) -> None:
+def together(block: Callable[[], T], tries: int = 60) -> T:
+    """block(), again as its author does who opens a transaction() in it and meets another one."""
+    for left in reversed(range(tries)):
+        try:
+            return block()
+        except MySQLdb.OperationalError as error:
+            if not left or error.args[0] not in TRY_AGAIN:
+                raise
+            time.sleep(random.uniform(0, 0.05))
+    raise AssertionError("there was no try")
+
+
+def until(holds: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
     """Returns as soon as it holds; an AssertionError after 20 seconds."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.005)
+
+
+# ---- Processes
+
+
+def fork(call: Callable[[], Any]) -> int:
+    """The process id of a child that makes the call; its exit status is 0 if that returns."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        signal.alarm(WAIT_SECONDS)
+        call()
+        status = 0
+    except BaseException as error:
+        sys.stderr.write(f"in the child: {type(error).__name__}: {error}\n")
+    finally:
+        os._exit(status)
+
+
+def joined(child: int) -> int:
+    """The exit status of a child, which has 20 seconds."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def program(text: str, connect: dict[str, Any], seconds: float = 60) -> str:
+    """What a program prints, to which CONNECT and slim are known; fails if it says anything else."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import slim, threading, time, os\nCONNECT = {connect!r}\n{text}"],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout.strip()

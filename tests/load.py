@@ -1,8 +1,8 @@
-"""A client under load that notes what it was told, as a process that may be killed, and the audit of its notes.
+"""A client under load that notes what it was told, as a process that may be killed, and their audit.
 
-A client has entities of its own, which nobody else writes, and fights with the others for a few hot ones. Each call is
-noted before it is made, and when it has returned: so a write that is noted as done was acknowledged, and of the last
-one of a client that was killed it is not known.
+A client has entities of its own, which nobody else writes, and fights with the others for a few hot
+ones. Each call is noted before it is made, and when it has returned: so a write that is noted as
+done was acknowledged, and of the last one of a client that was killed it is not known.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import MySQLdb
-from check import queries
+from check import load, queries
 
 import slim
 
-OWN, HOT = 6, 3  # entities of each client, and of all
+# Entities of each client, and of all.
+OWN, HOT = 6, 3
 VERBS = (
     "put",
     "delete",
@@ -40,12 +41,12 @@ INDEXES = [
     slim.Index("index_mark", "mark", unique=True),
 ]
 
-CONTEXT = multiprocessing.get_context(
-    "forkserver"
-)  # no threads, whose locks a fork would copy as they are
+# It has no threads, whose locks a fork would copy as they are.
+CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "load"])
 
-Writes = dict[str, "str | None"]  # what a call writes: {id: mark}, None where it deletes
+# What a call writes: {id: mark}, None where it deletes.
+Writes = dict[str, "str | None"]
 
 
 def whole(id: str, mark: str) -> dict[str, Any]:
@@ -76,15 +77,19 @@ def work(connect: dict[str, Any], name: str, notes: Path) -> None:
                 return
             verb, mark = dice.choice(VERBS), f"{name}-{number}"
             writes = planned(dice, verb, name, mark)
-            file.write(
-                f"{number}\tbegin\t{writes!r}\n".encode()
-            )  # one write(2): SIGKILL does not tear it
+            # A line is one write(2): SIGKILL does not tear it.
+            file.write(f"{number}\tbegin\t{writes!r}\n".encode())
             try:
-                outcome = "done" if call(store, verb, writes) else "not"
+                call(store, verb, writes)
+                outcome = "done"
             except slim.Conflict:
                 outcome = "not"
-            except MySQLdb.OperationalError as error:  # the server, or a deadlock in a transaction
-                outcome = resolve(store, name, writes)
+            except slim.Unknown as error:
+                outcome = resolve(store, writes)
+                file.write(f"{number}\terror\t{verb}: Unknown: {error}\n".encode())
+            except MySQLdb.OperationalError as error:
+                # It is promised that this was not done.
+                outcome = "not"
                 file.write(f"{number}\terror\t{verb}: {error}\n".encode())
             file.write(f"{number}\t{outcome}\n".encode())
 
@@ -98,8 +103,8 @@ def planned(dice: random.Random, verb: str, name: str, mark: str) -> Writes:
     return {own[0]: None if verb == "delete" else mark}
 
 
-def call(store: slim.Datastore, verb: str, writes: Writes) -> bool:
-    """Makes the writes by the verb. Whether they are done, then."""
+def call(store: slim.Datastore, verb: str, writes: Writes) -> None:
+    """Makes the writes by the verb."""
     (id, mark), *_ = writes.items()
     if verb.endswith("put"):
         store.put(whole(id, str(mark)))
@@ -116,7 +121,6 @@ def call(store: slim.Datastore, verb: str, writes: Writes) -> bool:
         with store.transaction():
             for id, mark in writes.items():
                 store.put(whole(id, mark)) if mark else store.delete(id)
-    return True
 
 
 def replace(entity: slim.Entity, by: dict[str, Any]) -> None:
@@ -124,49 +128,40 @@ def replace(entity: slim.Entity, by: dict[str, Any]) -> None:
     entity.update(by)
 
 
-def resolve(store: slim.Datastore, name: str, writes: Writes) -> str:
-    """Whether a call that raised was done after all, as the client's own entities tell."""
+def resolve(store: slim.Datastore, writes: Writes) -> str:
+    """Whether a call that raised Unknown was done, as the client's own entities tell it."""
     if any(id.startswith("hot") for id in writes):
         return "unknown"
-    found = store.get_many(writes)
-    # A delete tells nothing, as there may have been none before; the audit looks at those.
-    done = {
-        id in found and found[id]["mark"] == f"{id} {mark}" for id, mark in writes.items() if mark
-    }
-    return (
-        "unknown"
-        if not any(writes.values())
-        else "half"
-        if len(done) > 1
-        else "done"
-        if done.pop()
-        else "not"
-    )
+    marks = {id: mark for id, mark in writes.items() if mark}
+    if not marks:
+        # There may have been none before. The audit looks at those.
+        return "unknown"
+    found = store.get_many(marks)
+    done = {id in found and found[id]["mark"] == f"{id} {mark}" for id, mark in marks.items()}
+    if len(done) > 1:
+        return "half"
+    return "done" if done.pop() else "not"
 
 
 class Audit:
     """What the notes of all clients say, held against what the database has.
 
-    done: how many calls were acknowledged; unknown: how many neither returned nor could be resolved by reading;
-    errors: what calls raised, by its text; wrong: acknowledged writes that are lost, done twice or bent.
+    done: how many calls were acknowledged. unknown: how many neither returned nor could be resolved
+    by reading. errors: what calls raised, by its text. wrong: acknowledged writes that are lost,
+    done twice or bent.
     """
 
     def __init__(self, connect: dict[str, Any], notes: Path) -> None:
-        self.done, self.unknown, self.errors, self.wrong = (
-            0,
-            0,
-            collections.Counter[str](),
-            list[str](),
-        )
+        self.done = 0
+        self.unknown = 0
+        self.errors = collections.Counter[str]()
+        self.wrong: list[str] = []
         with queries(connect) as query:
             self.bodies = dict(query("SELECT id, body FROM entities"))
-            self.history = collections.Counter[tuple[str, str]]()
-            before = "", ""
-            for id, body in query("SELECT id, body FROM entities_history ORDER BY id, number"):
-                version = id, slim.decode(body)["mark"]
-                # A put whose acknowledgement was lost is repeated where another client has put over it meanwhile.
-                self.history[version] += version not in self.history or version == before
-                before = version
+            self.history = collections.Counter[tuple[str, str]](
+                (id, load(body)["mark"])
+                for id, body in query("SELECT id, body FROM entities_history")
+            )
         for file in sorted(notes.iterdir()):
             self._audit(file.name, list(self._calls(file)))
         self.wrong += [
@@ -180,7 +175,8 @@ class Audit:
             if word == "begin":
                 if writes:
                     yield writes, "unknown"
-                writes = eval(rest[0])  # of our own dictionaries of strings
+                # They are our own dictionaries of strings.
+                writes = eval(rest[0])
             elif word == "error":
                 self.errors[rest[0]] += 1
             else:
@@ -190,31 +186,30 @@ class Audit:
             yield writes, "unknown"
 
     def _audit(self, name: str, calls: list[tuple[Writes, str]]) -> None:
-        possible: list[dict[str, str | None]] = [{}]  # states of this client's own entities
+        # States in which this client's own entities may be.
+        possible: list[Writes] = [{}]
         for writes, outcome in calls:
             self.done += outcome == "done"
             self.unknown += outcome == "unknown"
             if outcome == "half":
                 self.wrong.append(f"{name} saw a half of {writes}")
-            for id, mark in writes.items():
-                count = self.history[id, f"{id} {mark}"]
-                if mark and (count != 1 if outcome == "done" else count > (outcome == "unknown")):
-                    self.wrong.append(
-                        f"{id}: history has {mark} {count} times, and it was {outcome}"
-                    )
+            self._audit_history(writes, outcome)
             if not any(id.startswith("hot") for id in writes):
                 after = [{**state, **writes} for state in possible]
-                possible = (
-                    after
-                    if outcome == "done"
-                    else possible + after
-                    if outcome == "unknown"
-                    else possible
-                )
+                if outcome == "done":
+                    possible = after
+                elif outcome == "unknown":
+                    possible = possible + after
         own = [f"{name}.{n}" for n in range(OWN)]
-        found = {id: slim.decode(self.bodies[id]) for id in own if id in self.bodies}
-        if all(
-            found != {id: whole(id, mark) for id, mark in state.items() if mark}
-            for state in possible
-        ):
+        found = {id: load(self.bodies[id]) for id in own if id in self.bodies}
+        wanted = [{id: whole(id, mark) for id, mark in state.items() if mark} for state in possible]
+        if found not in wanted:
             self.wrong.append(f"{name} has {found}, which is none of what it was told: {possible}")
+
+    def _audit_history(self, writes: Writes, outcome: str) -> None:
+        """A write that is done has its version, once; of one that is unknown there may be one."""
+        allowed = {"done": (1,), "unknown": (0, 1)}.get(outcome, (0,))
+        for id, mark in writes.items():
+            count = self.history[id, f"{id} {mark}"]
+            if mark and count not in allowed:
+                self.wrong.append(f"{id}: history has {mark} {count} times; it was {outcome}")

@@ -1,11 +1,13 @@
-"""A TCP proxy between a MySQL client and its server, which counts the requests, slows them down, and cuts connections.
+"""A TCP proxy between a MySQL client and its server: it counts requests, slows them down, and cuts.
 
-    >>> with Proxy(host, port) as proxy:                # the server's
-    ...     connection = MySQLdb.connect(host="127.0.0.1", port=proxy.port, ssl_mode="DISABLED", …)
+    >>> with proxied(connect) as (proxy, through):
+    ...     connection = MySQLdb.connect(**through)
     ...     proxy.requests = 0
-    ...     connection.query("SELECT 1")                # proxy.requests == 1: one packet, one round trip
-    ...     proxy.delay = 0.005                         # seconds, each way
-    ...     proxy.cut = at_request(2, 0.5)              # the next request but one breaks off in the middle
+    ...     connection.query("SELECT 1")  # proxy.requests == 1: one packet, one round trip
+    ...     proxy.delay = 0.005  # seconds, each way
+    ...     proxy.cut = at_request(2, 0.5)  # the next request but one breaks off in the middle
+    ...     proxy.cut = Once(lambda packet: b"COMMIT" in packet.data, 0)  # the next COMMIT is lost
+    ...     proxy.cut = Before(b"DROP TABLE", action)  # action() is called before it passes
 
 It reads MySQL's packets (three bytes of length, one of sequence number, payload), so the connection must be without
 TLS and compression. A request is a packet that the client numbers 0, as it does with every command; what it sends to
@@ -20,19 +22,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-CHUNK = 1 << 16  # bytes
-QUEUED_CHUNKS = 256  # what is under way while it is delayed
+# Bytes.
+CHUNK = 1 << 16
+# What is under way while it is delayed.
+QUEUED_CHUNKS = 256
 
 
 class Packet(NamedTuple):
     """One MySQL packet, and where in the conversation it stands."""
 
     from_client: bool
-    request: int  # the proxy's number of the request that it is, belongs to or answers; 0 before the first
-    offset: int  # bytes that this connection has passed on in this direction before it
-    data: bytes  # header and payload
+    # The proxy's number of the request that it is, belongs to or answers; 0 before the first.
+    request: int
+    # Bytes that this connection has passed on in this direction before it.
+    offset: int
+    # Header and payload.
+    data: bytes
 
 
 Cut = Callable[[Packet], "int | None"]
@@ -67,6 +74,61 @@ def after_bytes(count: int, from_client: bool = True) -> Cut:
     return cut
 
 
+class Once:
+    """Cuts the first packet from the client of which `which` holds, or the reply to it.
+
+    keep: how many bytes of the packet still pass; None for all of it, and none of the reply.
+    `done` says that it was cut. Later connections go through.
+    """
+
+    def __init__(self, which: Callable[[Packet], bool], keep: int | None) -> None:
+        self.which = which
+        self.keep = keep
+        self.done = False
+        self._request: int | None = None
+
+    def __call__(self, packet: Packet) -> int | None:
+        if self.done:
+            return None
+        if not packet.from_client:
+            self.done = packet.request == self._request
+            return 0 if self.done else None
+        if self._request is None and self.which(packet):
+            self._request = packet.request
+            self.done = self.keep is not None
+            return self.keep
+        return None
+
+
+class Before:
+    """Calls action() before the first packet from a client that has the text goes on.
+
+    `done` says that it was called, and has returned. Packets of other connections pass meanwhile.
+    """
+
+    def __init__(self, text: bytes, action: Callable[[], object]) -> None:
+        self.text = text
+        self.action = action
+        self.begun = False
+        self.done = False
+
+    def __call__(self, packet: Packet) -> int | None:
+        if packet.from_client and not self.begun and self.text in packet.data:
+            self.begun = True
+            self.action()
+            self.done = True
+        return None
+
+
+@contextlib.contextmanager
+def proxied(connect: dict[str, Any]) -> Iterator[tuple[Proxy, dict[str, Any]]]:
+    """A proxy before a server, and what MySQLdb.connect takes to go through it."""
+    through = {**connect, "host": "127.0.0.1", "ssl_mode": "DISABLED"}
+    path = through.pop("unix_socket", None)
+    with Proxy(path or connect["host"], connect.get("port", 3306)) as proxy:
+        yield proxy, {**through, "port": proxy.port}
+
+
 class Proxy:
     """Listens on 127.0.0.1 at `port` from the start of its context to the end, which closes all connections.
 
@@ -78,6 +140,7 @@ class Proxy:
     """
 
     def __init__(self, host: str, port: int) -> None:
+        """host: the server's, or the path of its Unix socket."""
         self.requests, self.delay = 0, 0.0
         self.cut: Cut | None = None
         self.lock = threading.Lock()
@@ -96,15 +159,24 @@ class Proxy:
             connection.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener was closed
+        # The listener was closed.
+        with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 try:
-                    server = socket.create_connection(self._target)
-                except OSError:  # there is no server: then there is no proxy
+                    server = self._reach()
+                except OSError:
+                    # There is no server: then there is no proxy.
                     _close(client)
                     continue
                 self._connections.append(_Connection(self, client, server))
+
+    def _reach(self) -> socket.socket:
+        if self._target[0].startswith("/"):
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target[0])
+            return server
+        return socket.create_connection(self._target)
 
 
 class _Connection:
@@ -113,7 +185,8 @@ class _Connection:
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server, self.request = proxy, client, server, 0
         for source, target in (client, server), (server, client):
-            source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if source.family == socket.AF_INET:
+                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             chunks: queue.Queue[tuple[float, bytes]] = queue.Queue(QUEUED_CHUNKS)
             threading.Thread(target=self._receive, args=(source, chunks), daemon=True).start()
             threading.Thread(target=self._send, args=(target, chunks), daemon=True).start()
@@ -151,7 +224,8 @@ class _Connection:
                 going = False
             going = going and bool(data)
         self.close()
-        while data:  # or a full queue would hold its thread for ever
+        # Else a full queue would hold its thread for ever.
+        while data:
             _, data = chunks.get()
 
     def _ask(self, data: bytes, from_client: bool, offset: int) -> int | None:
@@ -180,6 +254,7 @@ def _packets(buffer: bytearray) -> Iterator[bytes]:
 
 
 def _close(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
+    # It may be closed already.
+    with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -1,35 +1,55 @@
-"""A network that is cut at every byte position that matters: done once, not done, or an error that it is not known."""
+"""A network that is cut at every byte of a packet: a write is done once, or not, or raises Unknown.
+
+`--long` cuts at every byte of every call. Otherwise each call is cut at the ends of its packets and
+statements, and at some bytes between them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent import futures
+from typing import Any, NamedTuple
 
 import MySQLdb
 import pytest
-from check import queries, sessions, until, wrong
-from proxy import Packet, Proxy, at_request
-from server import Named
+from check import kill_sessions, queries, sessions, until, wrong
+from proxy import Once, Packet, Proxy, at_request, proxied
 
 import slim
 
-INDEXES = [slim.Index("index_n", {"n": int}), slim.Index("index_user", "user")]
-OLD, NEW = {"id": "a", "n": 1, "user": "bob"}, {"id": "a", "n": 2, "user": "ann"}
+BY_N = slim.Index("index_n", {"n": int})
+BY_USER = slim.Index("index_user", "user")
+INDEXES = [BY_N, BY_USER]
+OLD = {"id": "a", "n": 1, "user": "bob"}
+NEW = {"id": "a", "n": 2, "user": "ann"}
+SECOND = {"id": "b", "n": 2}
+BETWEEN = 6
 
 
 @pytest.fixture
-def proxy(server: Named) -> Iterator[Proxy]:
-    if "unix_socket" in server.connect:
-        pytest.skip("the proxy stands before a TCP port")
-    with Proxy(server.connect["host"], server.connect.get("port", 3306)) as proxy:
-        yield proxy
+def proxy_and_connect(connect: dict[str, Any]) -> Iterator[tuple[Proxy, dict[str, Any]]]:
+    with proxied(connect) as both:
+        yield both
 
 
 @pytest.fixture
-def through(proxy: Proxy, connect: dict[str, Any]) -> dict[str, Any]:
-    return {**connect, "host": "127.0.0.1", "port": proxy.port, "ssl_mode": "DISABLED"}
+def proxy(proxy_and_connect: Any) -> Proxy:
+    return proxy_and_connect[0]  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def through(proxy_and_connect: Any) -> dict[str, Any]:
+    return proxy_and_connect[1]  # type: ignore[no-any-return]
+
+
+# ---- The calls
+
+
+def change(entity: Any) -> None:
+    entity.update(NEW, n=entity["n"] + 1)
 
 
 def put(store: slim.Datastore, version: int) -> None:
@@ -41,61 +61,80 @@ def put_expecting(store: slim.Datastore, version: int) -> None:
 
 
 def put_many(store: slim.Datastore, version: int) -> None:
-    store.put_many([NEW, {"id": "b", "n": 2}])
+    store.put_many([NEW, SECOND])
 
 
 def update(store: slim.Datastore, version: int) -> None:
-    store.update("a", lambda entity: entity.update(NEW, n=entity["n"] + 1))
+    assert store.update("a", change) == NEW
 
 
 def transaction(store: slim.Datastore, version: int) -> None:
     with store.transaction():
         store.put(NEW)
-        store.put({"id": "b", "n": 2})
+        store.put(SECOND)
+
+
+def reading_transaction(store: slim.Datastore, version: int) -> None:
+    with store.transaction():
+        assert store.get("a") == OLD
+        store.put(NEW)
 
 
 def delete(store: slim.Datastore, version: int) -> None:
-    store.delete("a")
+    assert store.delete("a")
 
 
 def delete_expecting(store: slim.Datastore, version: int) -> None:
-    store.delete("a", expect=version)
+    assert store.delete("a", expect=version)
 
 
-def get(store: slim.Datastore, version: int) -> None:
-    assert store.get("a") == OLD
+class Write(NamedTuple):
+    call: Callable[[slim.Datastore, int], None]
+    # What stands afterwards.
+    after: dict[str, Any]
+    # Whether slim repeats it when the connection is lost before COMMIT was sent.
+    repeated: bool = True
 
 
-def positions(conversation: list[Packet]) -> list[tuple[int, int]]:
-    """(packet, bytes of it that still pass): around its header, its command, each statement's end, and its own end."""
-    found = []
-    for number, packet in enumerate(conversation):
-        size = len(packet.data)
-        ends = (
-            [n for n, byte in enumerate(packet.data) if byte == ord(";")]
-            if packet.from_client
-            else []
-        )
-        inside = (
-            {0, 3, 4, 5, size // 2, size - 1, size, *ends, *(n + 1 for n in ends)}
-            if packet.from_client
-            else {0, size // 2}
-        )
-        found += [(number, keep) for keep in sorted(inside)]
-    return found + [(len(conversation) - 1, len(conversation[-1].data))]
+WRITES = [
+    Write(put, {"a": NEW}),
+    Write(put_expecting, {"a": NEW}),
+    Write(put_many, {"a": NEW, "b": SECOND}),
+    Write(update, {"a": NEW}),
+    Write(delete, {}),
+    Write(delete_expecting, {}),
+    Write(transaction, {"a": NEW, "b": SECOND}, repeated=False),
+    Write(reading_transaction, {"a": NEW}, repeated=False),
+]
+READS: dict[str, tuple[Callable[[slim.Datastore], Any], Any]] = {
+    "get": (lambda store: store.get("a"), OLD),
+    "get of none": (lambda store: store.get("none"), None),
+    "get_many": (lambda store: store.get_many(["a", "b"]), {"a": OLD, "b": SECOND}),
+    "in": (lambda store: ("a" in store, "none" in store), (True, False)),
+    "len": (len, 2),
+    "get_all": (lambda store: BY_USER.get_all(store, user="bob"), [OLD]),
+    "find": (lambda store: list(BY_N.find(store, {}, limit=2)), [OLD, SECOND]),
+    "count": (lambda store: BY_N.count(store), 2),
+    "history": (lambda store: store.history("a"), [OLD]),
+    "indexes": (lambda store: sorted(i.table for i in store.indexes), ["index_n", "index_user"]),
+    "delete of none": (lambda store: store.delete("none"), False),
+    "scan": (list, [OLD, SECOND]),
+    "schema": (lambda store: len(str(store.schema())) > 0, True),
+}
+
+
+# ---- Where it is cut
 
 
 class CutAt:
-    """Cuts once, in the packet of this number, after so many of its bytes; later connections go through."""
+    """Cuts once, in the packet of this number, after so many of its bytes; what follows passes."""
 
     def __init__(self, number: int, keep: int) -> None:
-        self.number, self.keep, self.seen, self.done, self.lock = (
-            number,
-            keep,
-            0,
-            False,
-            threading.Lock(),
-        )
+        self.number = number
+        self.keep = keep
+        self.seen = 0
+        self.done = False
+        self.lock = threading.Lock()
 
     def __call__(self, packet: Packet) -> int | None:
         with self.lock:
@@ -106,112 +145,234 @@ class CutAt:
             return self.keep
 
 
-@pytest.mark.parametrize("history", [False, True])
-@pytest.mark.parametrize(
-    "call", [put, put_expecting, put_many, update, transaction, delete, delete_expecting, get]
-)
-def test_call_that_is_cut_off_is_done_once_or_not_or_not_known(
-    call: Callable[[slim.Datastore, int], None],
-    history: bool,
-    proxy: Proxy,
-    through: dict[str, Any],
-    connect: dict[str, Any],
+def positions(conversation: list[Packet], every: bool, seed: str) -> list[tuple[int, int]]:
+    """(packet, bytes of it that still pass)."""
+    dice = random.Random(seed)
+    found = []
+    for number, packet in enumerate(conversation):
+        size = len(packet.data)
+        inside = {0}
+        if number == len(conversation) - 1:
+            inside.add(size)
+        if packet.from_client:
+            ends = [n for n, byte in enumerate(packet.data) if byte == ord(";")]
+            inside |= {3, 4, 5, size - 1, size, *ends, *(n + 1 for n in ends)}
+        if every:
+            inside |= set(range(size + 1))
+        elif packet.from_client or size > 20:
+            inside |= {dice.randrange(size) for _ in range(BETWEEN)}
+        found += [(number, keep) for keep in sorted(inside)]
+    return found
+
+
+def spoken(proxy: Proxy, call: Callable[[], Any]) -> list[Packet]:
+    """The packets of a call, in both directions."""
+    conversation: list[Packet] = []
+    proxy.cut = conversation.append  # type: ignore[assignment]
+    call()
+    proxy.cut = None
+    return conversation
+
+
+def outcome_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except slim.Unknown:
+        return "unknown"
+    except MySQLdb.OperationalError:
+        return "not"
+    return "done"
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.call.__name__)
+def test_write_that_is_cut_off_is_done_once_or_not_or_unknown(
+    write: Write, long: bool, proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]
 ) -> None:
-    after = {
-        "get": {"a": OLD},
-        "delete": {},
-        "delete_expecting": {},
-        "put_many": {"a": NEW, "b": {"id": "b", "n": 2}},
-        "transaction": {"a": NEW, "b": {"id": "b", "n": 2}},
-    }.get(call.__name__, {"a": NEW})
+    name = write.call.__name__
     with (
         queries(connect) as query,
         slim.Datastore(**connect) as direct,
         contextlib.ExitStack() as stack,
     ):
         others = sessions(query)
-        store = stack.enter_context(slim.Datastore(**through, indexes=INDEXES, history=history))
-        conversation: list[Packet] = []
+        store = stack.enter_context(slim.Datastore(**through, indexes=INDEXES, history=True))
 
-        def begin(cut: Any) -> int:
-            direct.delete("b", history=True)
-            direct.delete("a", history=True)
+        def begin() -> int:
+            for id in SECOND["id"], OLD["id"]:
+                if direct.history(id):
+                    direct.forget(id)
             direct.put(OLD)
-            version = direct.get("a").version
-            assert "a" in store  # and so has a connection
-            proxy.cut = cut
-            return version
+            # And so it has a connection.
+            return int(store.get("a").version)
 
-        call(store, begin(conversation.append))
-        proxy.cut = None
-        for number, keep in positions(conversation):
+        version = begin()
+        conversation = spoken(proxy, lambda: write.call(store, version))
+        commit = next(n for n, each in enumerate(conversation) if b"COMMIT" in each.data)
+        last = len(conversation) - 1
+        for number, keep in positions(conversation, long, name):
+            version = begin()
+            mine = sessions(query) - others
             cut = CutAt(number, keep)
-            version = begin(cut)
-            mine, outcome = sessions(query) - others, "done"
-            try:
-                call(store, version)
-            except slim.Unknown:
-                outcome = "unknown"
-            except MySQLdb.OperationalError:
-                outcome = "not"
+            proxy.cut = cut
+            outcome = outcome_of(lambda version=version: write.call(store, version))
             until(lambda cut=cut: cut.done)
             proxy.cut = None
-            until(
-                lambda mine=mine: mine - sessions(query)
-            )  # the server has let go of what was cut off
-            where = f"{call.__name__} cut in packet {number} of {len(conversation)} after {keep} bytes: {outcome}"
+            # The server has let go of what was cut off.
+            until(lambda mine=mine: mine - sessions(query))
+            where = f"{name}, packet {number} of {last}, after {keep} bytes: {outcome}"
             entities = direct.get_many(["a", "b"])
-            allowed = {"done": [after], "not": [{"a": OLD}], "unknown": [after, {"a": OLD}]}[
-                outcome
-            ]
-            assert entities in allowed, where
-            if history:
-                versions = [entity["n"] for entity in direct.history("a")]
-                assert versions == [NEW["n"], OLD["n"]][entities.get("a", OLD) == OLD :], where
+            if number < commit:
+                assert outcome == ("done" if write.repeated else "not"), where
+            elif (number, keep) == (last, len(conversation[last].data)):
+                assert outcome == "done", where
+            possible = {"done": [write.after], "not": [{"a": OLD}]}
+            assert entities in possible.get(outcome, [write.after, {"a": OLD}]), where
+            if (number, outcome) == (commit, "unknown") and keep < len(conversation[commit].data):
+                assert entities == {"a": OLD}, where
+            versions = [entity["n"] for entity in direct.history("a")]
+            assert versions == [NEW["n"], OLD["n"]][entities.get("a", OLD) == OLD :], where
             assert wrong(connect) == [], where
 
 
-def test_put_cut_off_while_it_waits_for_a_lock_is_done_once(
+@pytest.mark.parametrize("name", READS)
+def test_read_that_is_cut_off_is_made_again_and_never_answers_less(
+    name: str, long: bool, proxy: Proxy, through: dict[str, Any]
+) -> None:
+    call, answer = READS[name]
+    with slim.Datastore(**through, indexes=INDEXES, history=True) as store:
+        store.put(OLD)
+        store.put(SECOND)
+        conversation = spoken(proxy, lambda: call(store))
+        for number, keep in positions(conversation, long, name):
+            assert "a" in store
+            cut = CutAt(number, keep)
+            proxy.cut = cut
+            where = f"{name}, packet {number}, after {keep} bytes"
+            try:
+                assert call(store) == answer, where
+            except MySQLdb.OperationalError:
+                # It has given the caller something already: that cannot be made again.
+                assert name in ("scan", "schema"), where
+            until(lambda cut=cut: cut.done)
+            proxy.cut = None
+
+
+def test_opening_that_is_cut_off_is_an_error_or_done(
+    long: bool, proxy: Proxy, through: dict[str, Any]
+) -> None:
+    def open_once() -> None:
+        slim.Datastore(**through, indexes=INDEXES, history=True).close()
+
+    open_once()
+    places = positions(spoken(proxy, open_once), long, "open")
+    for number, keep in places if long else random.Random(1).sample(places, 60):
+        cut = CutAt(number, keep)
+        proxy.cut = cut
+        with contextlib.suppress(MySQLdb.OperationalError):
+            open_once()
+        until(lambda cut=cut: cut.done)
+        proxy.cut = None
+    open_once()
+
+
+# ---- Single cuts
+
+
+def test_large_result_that_is_cut_off_is_never_taken_for_none(
+    proxy: Proxy, through: dict[str, Any]
+) -> None:
+    whole = {"id": "a", "n": 1, "data": random.Random(1).randbytes(1 << 20)}
+    with slim.Datastore(**through, indexes=[BY_N]) as store:
+        store.put(whole)
+        for share in range(1, 20):
+            size = (share << 20) // 20
+            cut = Once(lambda packet: b"body" in packet.data, None)
+            proxy.cut = in_reply(cut, size)
+            assert store.get("a") == whole
+            until(lambda cut=cut: cut.done)
+            proxy.cut = in_reply(Once(lambda packet: b"body" in packet.data, None), size)
+            assert BY_N.get_all(store, n=1) == [whole]
+            proxy.cut = None
+
+
+def in_reply(once: Once, size: int) -> Callable[[Packet], int | None]:
+    """Cuts in the middle of the reply that `once` would have none of: in its first long packet."""
+
+    def cut(packet: Packet) -> int | None:
+        if not packet.from_client and len(packet.data) <= size:
+            return None
+        keep = once(packet)
+        return size if keep == 0 and not packet.from_client else None
+
+    return cut
+
+
+def test_put_cut_off_while_it_waits_for_a_lock_is_unknown_and_not_sent_again(
     proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]
 ) -> None:
-    """The server works on a request whose sender is gone; what slim repeats is not to be done beside it."""
-    rival = MySQLdb.connect(**connect)
-    with queries(connect) as query, contextlib.ExitStack() as stack:
+    """The server works on a request whose sender is gone."""
+    with (
+        queries(connect) as query,
+        contextlib.closing(MySQLdb.connect(**connect)) as rival,
+        futures.ThreadPoolExecutor(1) as pool,
+    ):
         others = sessions(query)
-        store = stack.enter_context(slim.Datastore(**through, history=True))
-        store.put(OLD)
-        rival.query("BEGIN")
-        with rival.cursor() as cursor:
-            cursor.execute("SELECT * FROM entities WHERE id = 'a' FOR UPDATE")
-        proxy.requests, proxy.cut = 0, at_request(1, 1)
-        before = sessions(query) - others
-        writer = threading.Thread(target=store.put, args=[NEW])
-        writer.start()
-        until(lambda: proxy.requests > 1 and sessions(query) - before - others)
-        proxy.cut = None
-        rival.rollback()
-        rival.close()
-        writer.join()
-        assert [entity["n"] for entity in store.history("a")] == [2, 1]
+        with slim.Datastore(**through, history=True) as store:
+            store.put(OLD)
+            rival.query("BEGIN")
+            with rival.cursor() as cursor:
+                cursor.execute("SELECT * FROM entities WHERE id = 'a' FOR UPDATE")
+            proxy.requests = 0
+            proxy.cut = at_request(1, 1)
+            with pytest.raises(slim.Unknown) as caught:
+                pool.submit(store.put, NEW).result(timeout=30)
+            assert caught.value.id == "a"
+            assert proxy.requests == 1
+            proxy.cut = None
+            rival.rollback()
+            until(lambda: sessions(query) <= others)
+            assert [entity["n"] for entity in store.history("a")] in ([1], [2, 1])
     assert wrong(connect) == []
 
 
 def test_server_that_is_gone_is_an_error_of_the_driver_without_the_password(
-    proxy: Proxy, through: dict[str, Any]
+    proxy: Proxy, through: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slim, "RETRY_SECONDS", 1)
     proxy.cut = lambda packet: 0
     with pytest.raises(MySQLdb.OperationalError) as caught:
         slim.Datastore(**{**through, "password": "s3cret"})
     assert "s3cret" not in str(caught.value)
 
 
-def test_put_lost_on_its_way_is_done_though_an_older_version_was_the_same(
-    proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]
+def test_connection_lost_in_a_block_ends_it_and_commits_nothing(
+    proxy: Proxy, through: dict[str, Any]
 ) -> None:
-    with slim.Datastore(**through, history=True) as store:
-        for on in True, False:
-            store.put({"id": "k", "on": on})
-        proxy.requests, proxy.cut = 0, at_request(1, 0)
-        store.put({"id": "k", "on": True})
-        assert [entity["on"] for entity in store.history("k")] == [True, False, True]
-        assert store.get("k")["on"] is True
+    with slim.Datastore(**through) as store:
+        with pytest.raises(slim.Error), store.transaction():
+            store.put({"id": "first"})
+            proxy.cut = Once(lambda packet: b"second" in packet.data, 0)
+            with pytest.raises(MySQLdb.OperationalError):
+                store.put({"id": "second"})
+            for call in (
+                lambda: store.put({"id": "third"}),
+                lambda: store.get("first"),
+                lambda: store.delete("first"),
+            ):
+                with pytest.raises(slim.Error):
+                    call()
+        assert len(store) == 0
+
+
+def test_connection_lost_in_a_scan_is_an_error_and_not_its_end(
+    proxy: Proxy, through: dict[str, Any], sql: Callable[..., Any]
+) -> None:
+    with slim.Datastore(**through) as store:
+        store.put_many({"n": n} for n in range(3_000))
+        scan = store.scan()
+        next(scan)
+        kill_sessions(sql)
+        with pytest.raises(MySQLdb.OperationalError):
+            collected = list(scan)
+            assert len(collected) == 2_999
+        assert len(list(store)) == 3_000
