@@ -466,8 +466,10 @@ class _Server:
     def block(self) -> _Block | None:
         """The transaction that is open here."""
         block = self._block.get()
-        if block is None or block.ended:
+        if block is None or block.depth == 0:
             return None
+        if block.ended:
+            raise Error("the transaction() around this one has ended")
         try:
             # This fails in another context than that which set it: another thread, or task.
             self._block.reset(block.token)
@@ -500,7 +502,7 @@ class _Server:
             finally:
                 outer.depth -= 1
             if outer.ended:
-                raise Error("the transaction() around this one has ended")
+                raise Error("the transaction() around this one has ended before it")
             return
         with self._connection() as connection:
             block = _Block(connection)
@@ -512,9 +514,9 @@ class _Server:
                 if block.begun:
                     self._send(block, [], commit=True)
             finally:
+                # The variable keeps it, for calls of those that are still inside.
                 block.ended = True
-                with contextlib.suppress(ValueError, RuntimeError):
-                    self._block.reset(block.token)
+                block.depth -= 1
 
     def _send(self, block: _Block, packet: Sequence[Statement], commit: bool = False) -> list[Rows]:
         if block.failed:
@@ -1023,6 +1025,13 @@ class _Definitions:
                 del entries[table]
                 self._change(define, entries)
 
+    def remove_missing(self) -> bool:
+        """Takes out what was dropped by hand. Returns whether there was such a table."""
+        missing = [table for table in self.renew().indexes if not self._stands(table, {})]
+        for table in missing:
+            self.remove(table)
+        return bool(missing)
+
     def renew(self) -> _Catalogue:
         """The catalogue as it is now."""
         self.catalogue = self.server.repeat(self._read)
@@ -1030,13 +1039,16 @@ class _Definitions:
 
     def _read(self) -> _Catalogue:
         show = SHOW_COLUMNS.format(table="entities_catalogue")
-        columns, rows = self.server.read((show,), (SELECT_CATALOGUE,))
-        epoch = columns[2][0].removeprefix("epoch_")
-        # A new table has no row for its first epoch. Any other epoch has its row.
-        contents = {"first": FIRST_CONTENT} if epoch == "first" else dict(rows)
-        if epoch not in contents:
-            # Another program may have changed it between the two statements.
-            raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, f"the catalogue has no row {epoch}")
+        # Another program may change it between the two statements.
+        for _ in range(10):
+            columns, rows = self.server.read((show,), (SELECT_CATALOGUE,))
+            epoch = columns[2][0].removeprefix("epoch_")
+            # A new table has no row for its first epoch. Any other epoch has its row.
+            contents = {"first": FIRST_CONTENT} if epoch == "first" else dict(rows)
+            if epoch in contents:
+                break
+        else:
+            raise Error(f"entities_catalogue has no row {epoch!r}: bring it back from a backup")
         content = json.loads(contents[epoch])
         entries = content["indexes"]
         indexes = {
@@ -1080,9 +1092,9 @@ class _Definitions:
             serves = {"varchar(36)": "varchar", "timestamp": "(timestamp|datetime)"}
             if not re.match(serves.get(needed, re.escape(needed)) + "(?![a-z])", type_):
                 raise Error(f"table {table} stands, but its column {name} is {type_}, not {needed}")
-            if collation and collation != self._collation:
+            if collation not in (None, self._collation):
                 mend = f"ALTER TABLE {_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE"
-                told = f"table {table}: in {collation}, {name} takes different texts for the same"
+                told = f"column {name} of table {table} compares by {collation}, not exactly"
                 raise Error(f"{told}: {mend} {self._collation}")
         return True
 
@@ -1203,7 +1215,14 @@ class _Store:
                     error.id = ids[0] if len(ids) == 1 else None
                     raise
 
-        return self._server.repeat(attempt, self._definitions.renew)
+        while True:
+            try:
+                return self._server.repeat(attempt, self._definitions.renew)
+            except MySQLdb.ProgrammingError as error:
+                # The table of an index may have been dropped by hand.
+                gone = _code(error) == ER.NO_SUCH_TABLE and not self._server.block
+                if not gone or not self._definitions.remove_missing():
+                    raise
 
     def _explain(self, catalogue: _Catalogue, block: _Block, packet: Any, new: Any) -> NoReturn:
         """Raises what error 1062 means."""
@@ -1232,7 +1251,12 @@ class _Store:
         if self._server.block:
             raise Error("an index cannot be populated inside a transaction()")
         made = self._definitions.renew().entry(index).get("made", "never")
-        changed = self._repair(index, made, progress)
+        try:
+            changed = self._repair(index, made, progress)
+        except MySQLdb.ProgrammingError as error:
+            if _code(error) != ER.NO_SUCH_TABLE:
+                raise
+            raise NotPopulated(f"{index} was removed, or never added") from None
         self._server.repeat(lambda: self._definitions.publish(index, made))
         # On Galera another node can write a locked entity: a row that was right when it was inserted
         # may be wrong when it is committed. By now such writes are done.
