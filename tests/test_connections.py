@@ -435,7 +435,7 @@ def test_threads_of_a_forked_child_may_all_begin_at_once(store: slim.Datastore) 
 # ---- Interrupted
 
 
-class Late(Exception):
+class Late(BaseException):
     pass
 
 

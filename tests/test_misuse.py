@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import io
 import logging
 import pickle
-import random
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any
 
 import MySQLdb
 import pytest
+from check import kill_sessions, queries, sessions, until, wrong
+from proxy import Before, Once, Packet, proxied
 from server import Named, free_port
 
 import slim
@@ -145,15 +146,18 @@ def test_put_that_fails_writes_no_id_into_the_dictionary(
 
 
 def test_index_that_stands_otherwise_is_refused(
-    store: slim.Datastore, unchanged: slim.Index
+    store: slim.Datastore, connect: dict[str, Any], unchanged: slim.Index
 ) -> None:
     for other in (
         slim.Index("index_user", "name"),
         slim.Index("index_user", {"user": int}),
         slim.Index("index_user", ["user", "n"]),
+        slim.Index("index_user", "user", unique=True),
     ):
-        with pytest.raises(ValueError, match="index_user stands as.*remove it"):
+        with pytest.raises(ValueError, match="index_user.*remove it"):
             store.add_index(other)
+        with pytest.raises(ValueError, match="index_user.*remove it"):
+            slim.Datastore(**connect, indexes=[other])
 
 
 def test_add_index_that_the_entities_do_not_fit_names_the_entity_and_leaves_no_table(
@@ -180,6 +184,7 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
         lambda: len(store),
         lambda: "x" in store,
         lambda: store.history("x"),
+        lambda: store.forget("x"),
         lambda: store.schema(),
         lambda: store.indexes,
         lambda: store.add_index(index),
@@ -193,72 +198,37 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
             call()
 
 
-def test_thread_that_connects_while_the_store_is_closed_gets_nothing_done(
-    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+def test_store_that_is_closed_while_it_connects_gets_nothing_done(
+    connect: dict[str, Any],
 ) -> None:
-    connect = MySQLdb.connect
-
-    def slow(**where: Any) -> Any:
-        connection = connect(**where)
-        store.close()
-        return connection
-
-    monkeypatch.setattr(MySQLdb, "connect", slow)
-    with futures.ThreadPoolExecutor(1) as pool, pytest.raises(slim.Error, match="closed"):
-        pool.submit(store.put, {"id": "a"}).result()
+    with proxied(connect) as (proxy, through), queries(connect) as query:
+        store = slim.Datastore(**through)
+        kill_sessions(query)
+        proxy.cut = Before(b"SET ", store.close)
+        with pytest.raises(slim.Error, match="closed"):
+            # One of the two is the first that finds it closed.
+            store.put({"id": "a"})
+            store.put({"id": "b"})
+        proxy.cut = None
+        until(lambda: not sessions(query))
 
 
 def test_write_cut_off_in_its_commit_is_unknown_also_if_the_store_is_closed_then(
-    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+    connect: dict[str, Any],
 ) -> None:
-    send = store._send
+    with proxied(connect) as (proxy, through):
+        store = slim.Datastore(**through)
+        cut = Once(lambda packet: b"COMMIT" in packet.data, None)
 
-    def cut(connection: Any, *statements: bytes, results: int = 0) -> Any:
-        send(connection, *statements, results=results)
-        connection.close()
-        raise MySQLdb.OperationalError(2013, "Lost connection to server during query")
+        def close_then_cut(packet: Packet) -> int | None:
+            keep = cut(packet)
+            if cut.done:
+                store.close()
+            return keep
 
-    monkeypatch.setattr(store, "_send", cut)
-    monkeypatch.setattr("slim.time.sleep", lambda seconds: store.close())
-    with pytest.raises(slim.Unknown):
-        store.put({"id": "a"})
-
-
-def test_signal_in_a_rollback_leaves_the_next_write_as_it_is(
-    store: slim.Datastore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(connection: Any, *statements: bytes, **options: Any) -> Any:
-        if statements == (b"ROLLBACK",):
-            raise KeyboardInterrupt
-        raise MySQLdb.OperationalError(
-            1213, "Deadlock found when trying to get lock; try restarting transaction"
-        )
-
-    monkeypatch.setattr(store, "_send", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        store.put({"id": "a"})
-    monkeypatch.undo()
-    store.put({"id": "b"})
-    assert list(store) == [{"id": "b"}]
-
-
-def test_packet_over_the_servers_limit_is_refused_to_the_byte(store: slim.Datastore) -> None:
-    store._max_packet = (
-        64 << 10
-    )  # less than the server's: what is refused is seen, what is sent too
-    send, longest = store._send, 0
-
-    def measured(connection: Any, *statements: bytes, **options: Any) -> Any:
-        nonlocal longest
-        longest = max(longest, len(b";".join(statements)))
-        return send(connection, *statements, **options)
-
-    store._send = measured  # type: ignore[method-assign]
-    dice = random.Random(1)
-    for size in range(63_300, 64_100):
-        with contextlib.suppress(ValueError):
-            store.put({"id": "a", "data": dice.randbytes(size)})
-    assert (64 << 10) - 100 < longest < 64 << 10
+        proxy.cut = close_then_cut
+        with pytest.raises(slim.Unknown):
+            store.put({"id": "a"})
 
 
 @pytest.mark.parametrize(
@@ -269,8 +239,15 @@ def test_errors_of_slim_derive_from_its_error(name: str) -> None:
 
 
 def test_unknown_outcome_can_be_sent_to_another_process() -> None:
-    again = pickle.loads(pickle.dumps(slim.Unknown(2013, "the connection was lost")))
-    assert type(again) is slim.Unknown and again.args == (2013, "the connection was lost")
+    error = slim.Unknown("the connection was lost")
+    error.id = "a"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is slim.Unknown
+    assert (str(again), again.id) == ("the connection was lost", "a")
+
+
+def test_unknown_is_no_error_that_a_loop_repeats() -> None:
+    assert not issubclass(slim.Unknown, (MySQLdb.Error, slim.Conflict))
 
 
 def test_conflict_and_duplicate_can_be_sent_to_another_process(store: slim.Datastore) -> None:
@@ -291,15 +268,23 @@ def test_unknown_database_is_the_drivers_error(connect: dict[str, Any]) -> None:
         slim.Datastore(**{**connect, "database": "no_such_database"})
 
 
-def test_no_server_is_told_at_once(connect: dict[str, Any]) -> None:
+def test_no_server_is_told_when_the_time_to_retry_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slim, "RETRY_SECONDS", 0.5)
     with pytest.raises(MySQLdb.OperationalError, match="127.0.0.1"):
         slim.Datastore("127.0.0.1", "root", SECRET, "app", port=free_port())
 
 
 def test_password_is_in_no_message_repr_or_log(
-    server: Named, connect: dict[str, Any], store: slim.Datastore, caplog: pytest.LogCaptureFixture
+    server: Named,
+    connect: dict[str, Any],
+    store: slim.Datastore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(slim, "RETRY_SECONDS", 0.5)
     shown = []
     wrong = {**connect, "user": "nobody_at_all", "password": SECRET}
     for bad in (
@@ -341,7 +326,7 @@ def test_table_of_another_application_is_refused_as_an_index_and_not_touched(
     sql(f"CREATE TABLE users ({columns})")
     sql(f"INSERT INTO users ({columns.split()[0]}, name) VALUES ('k', 'Ann')")
     for _ in range(2):
-        with pytest.raises(ValueError, match="users"):
+        with pytest.raises((ValueError, slim.Error), match="users"):
             store.add_index(slim.Index("users", "name"))
     store.put({"id": "k", "name": "Bob"})
     store.remove_index(slim.Index("users", "name"))
@@ -357,19 +342,103 @@ def test_entity_that_get_would_find_too_large_is_refused(connect: dict[str, Any]
         assert len(store) == 0
 
 
-def test_index_is_not_populated_or_added_inside_a_transaction(store: slim.Datastore) -> None:
+def test_tables_are_not_defined_or_populated_inside_a_transaction(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
     by_n = store.add_index(slim.Index("index_n", {"n": int}))
-    for call in by_n.populate, by_n.drop, lambda store: store.add_index(slim.Index("index_m", "m")):
-        with pytest.raises(slim.Error, match="inside a transaction"), store.transaction():
+    calls: list[Callable[[], Any]] = [
+        lambda: by_n.populate(store),
+        lambda: store.remove_index(by_n),
+        lambda: store.add_index(slim.Index("index_m", "m")),
+    ]
+    for call in calls:
+        with pytest.raises(slim.Error, match="transaction"), store.transaction():
             store.put({"n": 1})
-            call(store)
+            call()
     assert len(store) == 0
+    assert [index.table for index in store.indexes] == ["index_n"]
+    assert wrong(connect) == []
 
 
-def test_index_that_does_not_stand_says_so(store: slim.Datastore) -> None:
+def test_index_that_is_not_there_says_so(store: slim.Datastore) -> None:
     store.put({"id": "k", "n": 1})
-    with pytest.raises(slim.NotPopulated, match="index_n does not stand"):
-        slim.Index("index_n", {"n": int}).put(store, {"id": "k"})
+    by_n = slim.Index("index_n", {"n": int})
+    calls: list[Callable[[], Any]] = [
+        lambda: by_n.put(store, {"id": "k"}),
+        lambda: by_n.get_all(store, n=1),
+        lambda: list(by_n.find(store, {})),
+        lambda: by_n.count(store),
+        lambda: by_n.populate(store),
+    ]
+    for call in calls:
+        with pytest.raises(slim.NotPopulated, match="index_n"):
+            call()
+
+
+def test_datastore_that_is_pickled_or_copied_says_what_to_do(store: slim.Datastore) -> None:
+    for call in pickle.dumps, copy.copy, copy.deepcopy:
+        with pytest.raises(TypeError, match="process"):
+            call(store)
+
+
+def test_datastore_is_true_and_says_what_it_is(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    assert store
+    assert connect["database"] in repr(store)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_batch_of_none_stores_all_or_is_refused(store: slim.Datastore, batch: int) -> None:
+    try:
+        assert store.put_many([{"n": n} for n in range(3)], batch=batch) == 3
+    except (TypeError, ValueError):
+        assert len(store) == 0
+    else:
+        assert len(store) == 3
+
+
+def test_put_many_that_fails_half_way_keeps_the_batches_before_it(store: slim.Datastore) -> None:
+    whole: list[Any] = [{"id": f"e{n}"} for n in range(25)]
+    whole[17] = {"id": 17}
+    with pytest.raises(TypeError):
+        store.put_many(iter(whole), batch=10)
+    assert sorted(entity["id"] for entity in store) == sorted(f"e{n}" for n in range(10))
+
+
+def test_put_many_whose_iterable_calls_the_store_itself(store: slim.Datastore) -> None:
+    def some() -> Iterator[dict[str, Any]]:
+        for n in range(30):
+            store.put({"id": f"beside {n}"})
+            yield {"id": f"e{n}", "before": len(store)}
+
+    assert store.put_many(some(), batch=10) == 30
+    assert len(store) == 60
+
+
+def test_entity_that_cannot_be_read_is_deleted_and_put_over(
+    store: slim.Datastore, connect: dict[str, Any], sql: Sql
+) -> None:
+    by_n = store.add_index(slim.Index("index_n", {"n": int}))
+    for bad in b"no body", zlib.compress(b"\x80\x05cos\nsystem\n."):
+        sql("INSERT INTO entities (id, body) VALUES ('a', %s)", [bad])
+        for read in (
+            lambda: store.get("a"),
+            lambda: list(store),
+            lambda: store.get_many(["a"]),
+            lambda: store.update("a", lambda entity: None),
+            lambda: by_n.populate(store),
+        ):
+            with pytest.raises(slim.Corrupt, match="'a'") as caught:
+                read()
+            assert caught.value.id == "a"
+        ((version,),) = sql("SELECT added_id FROM entities WHERE id = 'a'")
+        store.put({"id": "a", "n": 1}, expect=version)
+        sql("UPDATE entities SET body = %s", [bad])
+        store.put({"id": "a", "n": 2})
+        sql("UPDATE entities SET body = %s", [bad])
+        assert store.delete("a")
+        assert wrong(connect) == []
 
 
 def test_table_that_was_dropped_is_the_drivers_error(store: slim.Datastore, sql: Sql) -> None:

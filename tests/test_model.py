@@ -100,13 +100,29 @@ class Model(RuleBasedStateMachine):
             }
             self.was_put({**start, "n": n})
 
-    @rule(id=IDS, history=st.booleans())
-    def delete(self, id: str, history: bool) -> None:
-        assert self.store.delete(id, history=history) == (id in self.entities)
+    @rule(id=IDS)
+    def delete(self, id: str) -> None:
+        assert self.store.delete(id) == (id in self.entities)
         self.entities.pop(id, None)
         self.versions.pop(id, None)
-        if history:
-            self.puts.pop(id, None)
+
+    @rule(id=IDS, expect=st.sampled_from(["current", "stale"]))
+    def delete_expecting(self, id: str, expect: str) -> None:
+        current = self.versions.get(id, 0)
+        if expect == "stale":
+            with pytest.raises(slim.Conflict):
+                self.store.delete(id, expect=current + 1)
+        else:
+            assert self.store.delete(id, expect=current) == (id in self.entities)
+            self.entities.pop(id, None)
+            self.versions.pop(id, None)
+
+    @rule(id=IDS)
+    def forget(self, id: str) -> None:
+        assert self.store.forget(id) is None
+        self.entities.pop(id, None)
+        self.versions.pop(id, None)
+        self.puts.pop(id, None)
 
     @rule(entity=ENTITIES, id=IDS, fails=st.booleans())
     def transaction(self, entity: dict[str, Any], id: str, fails: bool) -> None:
@@ -176,6 +192,7 @@ class Model(RuleBasedStateMachine):
                 reverse=reverse,
             )
             assert list(index.find(self.store, match, reverse=reverse)) == ordered
+            assert list(index.find(self.store, match, reverse=reverse, limit=1)) == ordered[:1]
             assert index.count(self.store, **match) == len(found)
 
     @invariant()

@@ -8,11 +8,10 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from check import wrong
+from check import in_threads, kill_sessions, wrong
+from proxy import Before, proxied
 
 import slim
-
-LOCK_WAIT_TIMEOUT = 1205
 
 
 def test_every_put_is_a_new_version_even_of_the_same_entity(store: slim.Datastore) -> None:
@@ -116,52 +115,6 @@ def test_update_of_none_is_a_key_error_unless_it_has_a_default(store: slim.Datas
     assert default == {"tags": []}
 
 
-def test_update_whose_change_raises_stores_nothing(store: slim.Datastore) -> None:
-    store.put({"id": "a", "n": 1})
-    version = store.get("a").version
-
-    def change(entity: slim.Entity) -> None:
-        entity["n"] = 2
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        store.update("a", change)
-    assert store.get("a") == {"id": "a", "n": 1} and store.get("a").version == version
-
-
-def test_update_cannot_move_an_entity_to_another_id(store: slim.Datastore) -> None:
-    store.put({"id": "a"})
-    with pytest.raises(ValueError, match="b"):
-        store.update("a", lambda entity: entity.update(id="b"))
-    assert "a" in store and "b" not in store
-
-
-def test_put_in_update_commits_with_it(store: slim.Datastore) -> None:
-    store.put({"id": "a", "n": 1})
-
-    def move(entity: slim.Entity) -> None:
-        store.put({"id": "b", "n": entity.pop("n")})
-
-    store.update("a", move)
-    assert store.get_many(["a", "b"]) == {"a": {"id": "a"}, "b": {"id": "b", "n": 1}}
-
-
-def test_update_calls_change_again_with_the_entity_as_it_is_after_a_lock_timeout(
-    store: slim.Datastore,
-) -> None:
-    store.put({"id": "a", "n": 1})
-    tries = []
-
-    def change(entity: slim.Entity) -> None:
-        tries.append(entity["n"])
-        entity["n"] += 1
-        if len(tries) == 1:
-            raise MySQLdb.OperationalError(LOCK_WAIT_TIMEOUT, "Lock wait timeout exceeded")
-
-    assert store.update("a", change)["n"] == 2
-    assert tries == [1, 1]
-
-
 @pytest.fixture
 def kept(connect: dict[str, Any]) -> Any:
     with slim.Datastore(**connect, history=True) as store:
@@ -208,29 +161,96 @@ def test_get_reads_any_version_of_this_id_alone(kept: slim.Datastore) -> None:
     assert kept.get("b", version=old.version) is None
 
 
-def test_delete_with_history_erases_every_version_for_good(
-    kept: slim.Datastore, sql: Callable[..., Any]
+def test_forget_deletes_the_entity_and_every_version_for_good(
+    kept: slim.Datastore, connect: dict[str, Any], sql: Callable[..., Any]
 ) -> None:
-    kept.put({"id": "a", "n": 0})
-    kept.put({"id": "a", "n": 1})
+    index = kept.add_index(slim.Index("index_n", {"n": int}))
+    for n in range(3):
+        kept.put({"id": "a", "n": n})
     kept.put({"id": "b"})
-    kept.delete("a")
-    kept.delete("a", history=True)
-    assert kept.history("a") == []
+    assert kept.forget("a") is None
+    assert "a" not in kept and kept.history("a") == [] == index.get_all(kept, n=2)
     assert sql("SELECT id FROM entities_history") == [("b",)]
+    assert wrong(connect) == []
 
 
-def test_delete_with_history_erases_it_also_where_the_connection_was_lost(
+def test_forget_of_what_was_deleted_or_never_was_deletes_what_there_is(
+    kept: slim.Datastore,
+) -> None:
+    kept.put({"id": "a"})
+    kept.delete("a")
+    assert len(kept.history("a")) == 1
+    kept.forget("a")
+    kept.forget("never")
+    assert kept.history("a") == []
+
+
+def test_forget_without_a_history_deletes_the_entity(store: slim.Datastore) -> None:
+    store.put({"id": "a"})
+    store.forget("a")
+    assert "a" not in store
+
+
+def test_forget_in_a_block_is_rolled_back_with_it(kept: slim.Datastore) -> None:
+    kept.put({"id": "a"})
+    with pytest.raises(ZeroDivisionError), kept.transaction():
+        kept.forget("a")
+        raise ZeroDivisionError
+    assert "a" in kept and len(kept.history("a")) == 1
+    with kept.transaction():
+        kept.forget("a")
+    assert kept.history("a") == []
+
+
+def test_forget_also_where_the_connection_was_closed_while_it_was_idle(
     kept: slim.Datastore, sql: Callable[..., Any]
 ) -> None:
     kept.put({"id": "a"})
     kept.delete("a")
-    sql(f"KILL {kept._local.connection.thread_id()}")
-    kept.delete("a", history=True)
+    kill_sessions(sql)
+    kept.forget("a")
     assert kept.history("a") == []
 
 
-def test_history_is_kept_by_every_datastore_once_its_table_stands(
+def test_forget_keeps_the_version_that_another_program_puts_meanwhile(
+    kept: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    kept.put({"id": "k"})
+    kept.delete("k")
+    with proxied(connect) as (proxy, through), slim.Datastore(**through) as forgetful:
+        proxy.cut = Before(b"DELETE FROM entities_history", lambda: kept.put({"id": "k", "n": 1}))
+        forgetful.forget("k")
+        proxy.cut = None
+    assert [entity["n"] for entity in kept.history("k") if "n" in entity] == [1]
+    assert wrong(connect) == []
+
+
+def test_forget_under_writers_leaves_a_history_of_what_stands(
+    kept: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    def put() -> None:
+        for n in range(40):
+            kept.put({"id": "k", "n": n})
+
+    def forget() -> None:
+        for _ in range(40):
+            kept.forget("k")
+
+    in_threads(put, put, forget)
+    assert wrong(connect) == []
+
+
+def test_history_has_one_order_for_versions_put_at_once(
+    kept: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    in_threads(*(lambda n=n: [kept.put({"id": "a", "n": n}) for _ in range(10)] for n in range(8)))
+    versions = [entity.version for entity in kept.history("a")]
+    assert len(versions) == len(set(versions)) == 80
+    assert versions[0] == kept.get("a").version
+    assert wrong(connect) == []
+
+
+def test_history_is_kept_by_every_datastore_once_it_was_switched_on(
     kept: slim.Datastore, connect: dict[str, Any]
 ) -> None:
     with slim.Datastore(**connect) as other:
@@ -259,49 +279,12 @@ def test_version_is_read_by_a_store_that_was_open_before_there_was_history(
     assert store.get("k", version=first.version) == first
 
 
-def test_delete_that_finds_none_keeps_the_history_of_who_puts_one_meanwhile(
-    kept: slim.Datastore, monkeypatch: pytest.MonkeyPatch
+def test_update_of_none_that_was_overtaken_does_what_its_change_puts_once(
+    store: slim.Datastore, connect: dict[str, Any]
 ) -> None:
-    def put_meanwhile(*_: Any, **__: Any) -> None:
-        monkeypatch.undo()
-        kept.put({"id": "k"})
-        raise KeyError("k")
-
-    monkeypatch.setattr(kept, "_write", put_meanwhile)
-    assert not kept.delete("k", history=True)
-    assert len(kept.history("k")) == 1
-
-
-def test_duplicate_in_a_block_is_no_conflict_with_what_it_has_inserted_itself(
-    store: slim.Datastore,
-) -> None:
-    store.add_index(slim.Index("index_email", "email", unique=True))
-    store.put_many([{"id": "a", "email": "a@b"}, {"id": "b"}])
-    for id, expect in ("c", 0), ("b", store.get("b").version):
-        with pytest.raises(slim.Error, match="rolled back"), store.transaction():
-            with pytest.raises(slim.Duplicate, match="'a'"):
-                store.put({"id": id, "email": "a@b"}, expect=expect)
-    assert list(store) == [{"id": "a", "email": "a@b"}, {"id": "b"}]
-
-
-def test_block_goes_on_after_a_conflict_and_a_delete_of_none(store: slim.Datastore) -> None:
-    store.put({"id": "a"})
-    with store.transaction():
-        for expect in 0, 999:
-            with pytest.raises(slim.Conflict):
-                store.put({"id": "a", "n": 1}, expect=expect)
-        assert not store.delete("b")
-        store.put({"id": "c"})
-    assert list(store) == [{"id": "a"}, {"id": "c"}]
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_update_that_was_overtaken_does_what_its_change_puts_once(
-    inside: bool, store: slim.Datastore, connect: dict[str, Any]
-) -> None:
-    store.put_many(
-        [{"id": "count", "n": 0}, {"id": "m"}]
-    )  # m: InnoDB may lock what sorts next to what was written
+    """Its try is rolled back, with all that `change` has put, and made again with what is there."""
+    # m: InnoDB may lock what sorts next to what was written.
+    store.put_many([{"id": "count", "n": 0}, {"id": "m"}])
     with slim.Datastore(**connect) as rival:
 
         def change(entity: slim.Entity) -> None:
@@ -310,14 +293,41 @@ def test_update_that_was_overtaken_does_what_its_change_puts_once(
                 rival.put({"id": "z", "n": 7})
             entity["m"] = 1
 
-        if inside:
-            with pytest.raises(slim.Conflict), store.transaction():
-                store.put({"id": "first"})
-                store.update("z", change, default={})
-            assert store.get_many(["count", "z", "first"]) == {
-                "count": {"id": "count", "n": 0},
-                "z": {"id": "z", "n": 7},
-            }
-        else:
-            assert store.update("z", change, default={}) == {"id": "z", "n": 7, "m": 1}
-            assert store.get("count") == {"id": "count", "n": 1}
+        assert store.update("z", change, default={}) == {"id": "z", "n": 7, "m": 1}
+        assert store.get("count") == {"id": "count", "n": 1}
+
+
+def test_update_of_none_that_was_overtaken_in_a_block_ends_it(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    store.put({"id": "m"})
+    with slim.Datastore(**connect) as rival:
+        with pytest.raises((slim.Error, MySQLdb.OperationalError)), store.transaction():
+            store.put({"id": "first"})
+            store.update("z", lambda entity: rival.put({"id": "z", "n": 7}) and None, default={})
+    assert store.get_many(["z", "first"]) == {"z": {"id": "z", "n": 7}}
+
+
+def test_update_that_waited_calls_change_with_what_it_then_finds(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    store.put({"id": "a", "n": 1})
+    seen = []
+
+    def change(entity: slim.Entity) -> None:
+        seen.append(entity["n"])
+        entity["n"] += 1
+
+    with proxied(connect) as (proxy, through), slim.Datastore(**through) as slow:
+        proxy.cut = Before(b"FOR UPDATE", lambda: store.put({"id": "a", "n": 5}))
+        assert slow.update("a", change)["n"] == 6
+        proxy.cut = None
+    assert seen == [5]
+
+
+def test_version_of_an_update_is_the_one_that_stands(kept: slim.Datastore) -> None:
+    for _ in range(3):
+        entity = kept.update("a", lambda entity: entity.update(n=1), default={})
+        stored = kept.get("a")
+        assert (entity.version, entity.updated) == (stored.version, stored.updated)
+        kept.put({**entity, "n": 2}, expect=entity.version)
