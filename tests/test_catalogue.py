@@ -85,7 +85,7 @@ def test_programs_that_change_one_index_are_killed_and_no_writer_sees_it(
     for writer in writers:
         writer.start()
     changers: list[Any] = []
-    end = time.monotonic() + (120 if long else 10)
+    end = time.monotonic() + (120 if long else 8)
     killed = 0
     while time.monotonic() < end:
         while len(changers) < CHANGERS:

@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+import re
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ BAD_IDS: list[tuple[Any, type[Exception], str]] = [
     (["x"], TypeError, "'x'"),
     (True, TypeError, "True"),
     ("", ValueError, "''.*1 to 36|1 to 36.*''"),
-    ("x" * 37, ValueError, "xxx.*37"),
+    ("x" * 37, ValueError, "1 to 36.*xxx"),
     ("\ud800", ValueError, "ud800"),
 ]
 
@@ -82,7 +83,7 @@ def test_entity_that_is_no_dictionary(
     store: slim.Datastore, unchanged: slim.Index, entity: Any
 ) -> None:
     for put in store.put, lambda entity: store.put_many([entity]):
-        with pytest.raises(TypeError, match=f"dict.*{type(entity).__name__}"):
+        with pytest.raises(TypeError, match="dict, not .*" + re.escape(repr(entity)[:9])):
             put(entity)
 
 
@@ -303,7 +304,6 @@ def test_password_is_in_no_message_repr_or_log(
             known["ssl_mode"] = "PREFERRED"  # as its accounts with a password want it
         with slim.Datastore(**known) as opened:
             shown += [repr(opened), str(opened)]
-            assert connect["database"] in repr(opened)
             with pytest.raises(TypeError) as failed:
                 opened.put(None)  # type: ignore[arg-type]
             shown.append(str(failed.value))
@@ -381,11 +381,8 @@ def test_datastore_that_is_pickled_or_copied_says_what_to_do(store: slim.Datasto
             call(store)
 
 
-def test_datastore_is_true_and_says_what_it_is(
-    store: slim.Datastore, connect: dict[str, Any]
-) -> None:
-    assert store
-    assert connect["database"] in repr(store)
+def test_datastore_is_true_also_while_it_is_empty(store: slim.Datastore) -> None:
+    assert store and len(store) == 0
 
 
 @pytest.mark.parametrize("batch", [0, -1])

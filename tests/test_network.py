@@ -278,6 +278,36 @@ def test_opening_that_is_cut_off_is_an_error_or_done(
 # ---- Single cuts
 
 
+@pytest.mark.parametrize("keep", [0, None], ids=["on its way", "on its way back"])
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.call.__name__)
+def test_commit_that_is_lost_is_unknown_and_nothing_is_done_again(
+    write: Write, keep: int | None, proxy: Proxy, through: dict[str, Any], connect: dict[str, Any]
+) -> None:
+    commits = []
+
+    def is_commit(packet: Packet) -> bool:
+        found = b"COMMIT" in packet.data
+        if found:
+            commits.append(packet.request)
+        return found
+
+    with slim.Datastore(**through, indexes=INDEXES, history=True) as store:
+        store.put(OLD)
+        version = store.get("a").version
+        cut = Once(is_commit, keep)
+        proxy.cut = lambda packet: cut(packet) if not cut.done else is_commit(packet) and None
+        with pytest.raises(slim.Unknown) as caught:
+            write.call(store, version)
+        proxy.cut = None
+        assert len(commits) == 1
+        # A block, and a batch, have no single id.
+        assert caught.value.id in ("a", None)
+        assert caught.value.id == "a" or write.call in (put_many, transaction, reading_transaction)
+        found = store.get_many(["a", "b"])
+        assert found == ({"a": OLD} if keep == 0 else write.after)
+    assert wrong(connect) == []
+
+
 def test_large_result_that_is_cut_off_is_never_taken_for_none(
     proxy: Proxy, through: dict[str, Any]
 ) -> None:
