@@ -24,6 +24,10 @@ LATER = slim.Index("index_mark", "mark")  # added when they are running
 FAILURES = slim.Conflict, slim.Duplicate, KeyError  # of a single call, and no news of the cluster
 
 
+# {table: its rows}
+Tables = dict[str, list[tuple[Any, ...]]]
+
+
 class Notes(NamedTuple):
     """What the calls of one writer returned."""
 
@@ -47,6 +51,7 @@ def write(connect: dict[str, Any], name: str, stop: Path, pause: float) -> Notes
     )
     dice, calls, own = random.Random(name), 0, []
     with slim.Datastore(**connect) as store:
+        stop.with_name(name).touch()
         while not stop.exists() or not notes.put:
             time.sleep(pause)
             calls, mark, key = calls + 1, f"{name}-{calls}", dice.randrange(HOT)
@@ -100,29 +105,32 @@ def entity(dice: random.Random, id: str, mark: str) -> dict[str, Any]:
     }
 
 
-def rows(cluster: Cluster, node: Node, database: str) -> dict[str, list[tuple[Any, ...]]]:
+def rows(cluster: Cluster, node: Node, database: str) -> Tables:
     """All rows of all tables, sorted, as this node has them when it has caught up with the others."""
-    connection = MySQLdb.connect(
-        **node.connect, database=database, charset="utf8mb4", init_command=cluster.wait
-    )
+    return read({**node.connect, "database": database}, cluster.wait)
+
+
+def read(connect: dict[str, Any], *setup: str) -> Tables:
+    """All rows of all tables, sorted; of entities and their history the id and the body first."""
+    connection = MySQLdb.connect(**connect, charset="utf8mb4")
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = %s", [database]
-        )
-        tables = [table for (table,) in cursor.fetchall()]
+        for statement in setup:
+            cursor.execute(statement)
+        cursor.execute("SHOW TABLES")
         result = {}
-        for table in tables:
-            cursor.execute(f"SELECT * FROM {table}")
+        for (table,) in cursor.fetchall():
+            first = "id, body, " if table in ("entities", "entities_history") else ""
+            cursor.execute(f"SELECT {first}{table}.* FROM {table}")
             result[table] = sorted(cursor.fetchall(), key=repr)
     connection.close()
     return result
 
 
 def disagreements(
-    tables: dict[str, list[tuple[Any, ...]]],
+    tables: Tables,
 ) -> list[tuple[str, str, tuple[Any, ...]]]:
     """The index rows that are missing or superfluous, by what the bodies say."""
-    entities = {id: slim.decode(body) for _, id, _, body in tables["entities"]}
+    entities = {id: slim.decode(body) for id, body, *_ in tables["entities"]}
     found = []
     for index in [*INDEXES, *[LATER] * (LATER.table in tables)]:
         names = list(index.types)
@@ -137,12 +145,10 @@ def disagreements(
     return found
 
 
-def lost(tables: dict[str, list[tuple[Any, ...]]], all_notes: list[Notes]) -> list[Any]:
+def lost(tables: Tables, all_notes: list[Notes]) -> list[Any]:
     """Acknowledged puts that no history has, deleted entities that stand, own entities that are gone, counts that differ."""
-    history = {
-        (id, slim.decode(body).get("mark")) for id, _, _, _, body in tables["entities_history"]
-    }
-    entities = {id: slim.decode(body) for _, id, _, body in tables["entities"]}
+    history = {(id, slim.decode(body).get("mark")) for id, body, *_ in tables["entities_history"]}
+    entities = {id: slim.decode(body) for id, body, *_ in tables["entities"]}
     deleted = set().union(*(notes.deleted for notes in all_notes))
     unknown: collections.Counter[str] = sum(
         (notes.unknown for notes in all_notes), collections.Counter()
