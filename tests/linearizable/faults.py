@@ -1,13 +1,15 @@
 """Histories of clients under faults: six processes of three threads, and what happens to them meanwhile.
 
-    python tests/linearizable/faults.py SERVER FAULT SECONDS [FOLDER]
+    python tests/linearizable/faults.py [--plain] SERVER FAULT SECONDS [FOLDER]
 
-SERVER is a name that tests/server.py knows, FAULT is none, clients, server or connections. The histories go to FOLDER,
-and the judge's verdict is printed. The clients use the slim that PYTHONPATH leads to.
+SERVER is a name that tests/server.py knows, FAULT is none, clients, server or connections. The
+histories and pictures of what is wrong go to FOLDER, and the judge's verdict is printed. --plain
+starts MariaDB without a binary log. The clients use the slim that PYTHONPATH leads to.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import itertools
 import json
@@ -27,7 +29,7 @@ if __package__ is None:
 
 from check import Query, queries, sessions
 from linearizable.judge import judge
-from server import Server
+from server import TITLES, Server
 
 CLIENT = Path(__file__).resolve().parent / "client.py"
 CLIENTS = 6
@@ -202,16 +204,22 @@ def run(server: Server, fault: str, seconds: float, folder: Path) -> tuple[Repor
     return report, clients.files
 
 
-def main(name: str, fault: str, seconds: str, folder: str = "", plain: str = "") -> int:
-    home = Path(folder or tempfile.mkdtemp(prefix="slim-histories-"))
-    server = Server(name) if plain else private(name)
-    with server:
-        report, files = run(server, fault, float(seconds), home)
-    print(f"{name}, {fault}: {report}")
-    good, verdict = judge(files, home)
-    print(verdict, end="")
-    return not good
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("server", choices=TITLES)
+    parser.add_argument("fault", choices=FAULTS)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--plain", action="store_true")
+    asked = parser.parse_args()
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="slim-histories-"))
+    with Server(asked.server) if asked.plain else private(asked.server) as server:
+        report, files = run(server, asked.fault, asked.seconds, folder)
+    print(f"{asked.server}, {asked.fault}: {report}")
+    linearizable, verdicts = judge(files, folder)
+    print(verdicts, end="")
+    return not linearizable
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
