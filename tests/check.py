@@ -44,7 +44,13 @@ def queries(connect: dict[str, Any]) -> Iterator[Query]:
             return list(cursor.fetchall())
 
     with contextlib.closing(connection):
-        query("SET time_zone = '+00:00'")
+        # It says the same whatever the server's defaults are.
+        query(
+            "SET autocommit = 1, time_zone = '+00:00', sql_safe_updates = 0, sql_mode = '',"
+            " sql_select_limit = 18446744073709551615, completion_type = 0"
+        )
+        query("SET SESSION TRANSACTION READ WRITE")
+        query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         yield query
 
 
@@ -55,7 +61,7 @@ def wrong(connect: dict[str, Any]) -> list[str]:
     """What is wrong in a database that nobody writes to now; [] is the right answer.
 
     Every body is a dictionary with its row's id. Every row of every index that the catalogue lists
-    is what its entity says, and none is missing. Where history is kept its newest version of an
+    is what its entity says, and none is missing in one that is populated. Where history is kept its newest version of an
     entity is the one that stands.
     """
     with queries(connect) as query:
@@ -77,7 +83,11 @@ def wrong(connect: dict[str, Any]) -> list[str]:
             names = list(entry["types"])
             columns = ", ".join(f"`{name.replace('`', '``')}`" for name in names)
             rows = query(f"SELECT {columns}, entity_id FROM `{table}`")
-            found += _differences(table, entities, names, rows)
+            differences = _differences(table, entities, names, rows)
+            # One that is not populated yet may lack rows, and has no wrong ones.
+            if not entry.get("populated"):
+                differences = [text for text in differences if not text.endswith("is missing")]
+            found += differences
         if content["history"]:
             found += _history(query, bodies)
     return found

@@ -221,7 +221,7 @@ def test_store_behaves_as_a_dictionary_does(connect: dict[str, Any], long: bool)
     run_state_machine_as_test(
         type("Model", (Model,), {"connect": connect}),
         settings=settings(
-            max_examples=300 if long else 12,
+            max_examples=300 if long else 8,
             stateful_step_count=30,
             deadline=None,
             database=None,

@@ -109,7 +109,6 @@ HOSTILE_OF = {
         "sql_mode = 'EMPTY_STRING_IS_NULL'",
         "sql_mode = 'TIME_ROUND_FRACTIONAL,SIMULTANEOUS_ASSIGNMENT'",
         "alter_algorithm = 'INPLACE'",
-        "enforce_storage_engine = 'MyISAM'",
         "sql_if_exists = 1",
         "old_mode = 'ZERO_DATE_TIME_CAST'",
         "in_predicate_conversion_threshold = 2",
@@ -125,7 +124,6 @@ FROM_EMPTY = {
     "sql_mode = 'ORACLE'",
     "SESSION TRANSACTION READ ONLY",
     "default_storage_engine = 'MyISAM'",
-    "enforce_storage_engine = 'MyISAM'",
     "sql_require_primary_key = 1, sql_generate_invisible_primary_key = 1",
     "alter_algorithm = 'INPLACE'",
 }
@@ -139,6 +137,10 @@ ASIDE = {
     "max_session_mem_used",
     "max_tmp_session_space_usage",
     "connection_memory_limit",
+    "sort_buffer_size",
+    "tmp_disk_table_size",
+    # Which engines there may be is the administrator's to say.
+    "enforce_storage_engine",
     # Replication's own.
     "gtid_next",
     "original_commit_timestamp",
