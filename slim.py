@@ -85,9 +85,10 @@ ALTER_SECONDS = 2
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
 # Not reached, or refused. 1290, 1836: it has become read-only. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 4031}
-# The connection is of no more use. 1047, 3100: no cluster. 1927: killed. 2012 to 2055: cut off.
+# The connection is of no more use. 1047, 3100: no cluster. 1105: vtgate, for a tablet that is gone.
+# 1927: killed. 2012 to 2055: cut off.
 LOST = NOT_DONE | {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT}
-LOST |= {1047, 1927, 2012, 2026, 2027, 2055, 3100}
+LOST |= {1047, 1105, 1927, 2012, 2026, 2027, 2055, 3100}
 DENIED = {ER.DBACCESS_DENIED_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.SPECIFIC_ACCESS_DENIED_ERROR}
 
 T = TypeVar("T")
@@ -148,8 +149,9 @@ SET_SESSION = """
 SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
   sql_safe_updates = 0, sql_select_limit = 9223372036854775807, sql_big_selects = 1,
-  sql_auto_is_null = 0, completion_type = 0, timestamp = DEFAULT
-  /*!80000 , max_execution_time = 0 */ /*M!100101 , max_statement_time = 0 */;
+  sql_auto_is_null = 0, completion_type = 0
+  /*!80000 , max_execution_time = 0 */
+  /*M!100101 , max_statement_time = 0, timestamp = DEFAULT */;
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
 SELECT @@max_allowed_packet"""
 # What waits for open transactions holds up those who come after it: not for long. vtgate refuses
