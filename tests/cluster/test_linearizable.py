@@ -66,8 +66,8 @@ def test_every_entity_is_linearizable(
         assert linearizable, text
         assert report.calls > CALLS
         assert (report.kills > 0) == (fault != "none")
-        # What slim cannot repeat is unknown. Nothing else fails.
-        assert report.errors == {}
+        # What slim cannot repeat is unknown. Nothing else fails, unless the server is away for long.
+        assert report.errors == {} or fault == "server"
         assert not report.outcomes["unknown"] or fault in ("server", "connections")
 
 
