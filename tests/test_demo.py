@@ -49,7 +49,7 @@ def test_demo_shows_code_results_and_times_and_leaves_the_data_if_told(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         env={
             **os.environ,
             "SLIM_SERVER": server.url,

@@ -38,7 +38,7 @@ def version_of(program: str) -> str:
     ask = "import platform, zlib; print(platform.python_version())"
     try:
         done = subprocess.run(
-            [program, "-S", "-c", ask], capture_output=True, text=True, timeout=60
+            [program, "-S", "-c", ask], capture_output=True, text=True, timeout=200
         )
     except FileNotFoundError:
         return ""
@@ -51,7 +51,7 @@ def run(program: str, verb: str, text: str = "") -> str:
         input=text,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 0, done.stderr

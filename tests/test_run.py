@@ -34,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": str(checkout / "programs"), "HOME": str(checkout)}
     command = [sys.executable, str(checkout / "tests" / "run"), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert not (checkout / ".venv").exists()
     return done
 

@@ -151,5 +151,5 @@ def collect_beside(directory: Path, version: str, *options: str) -> str:
     env = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
     env.pop("SLIM_SERVER", None)
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", __file__, *options]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     return done.stdout + done.stderr
