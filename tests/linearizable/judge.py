@@ -66,6 +66,7 @@ def build(go: str, built: Path) -> None:
     # -modcacherw: what is read-only could not be removed with the cache.
     own = {
         "GOFLAGS": "-modcacherw",
+        "GOPATH": str(CACHE / "go"),
         "GOMODCACHE": str(CACHE / "go-modules"),
         "GOCACHE": str(CACHE / "go-build"),
         "GOTOOLCHAIN": "local",
