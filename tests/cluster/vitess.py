@@ -122,7 +122,9 @@ class Keyspace:
             return
         for name, _ in found:
             self.query(f"{alter} DROP VINDEX `{name}`")
-        self.query(f"{alter} ADD VINDEX `{table}_{column}` (`{column}`) USING xxhash")
+        # By the name of the entities' own vindex: with another one, also of this type, vtgate would ask
+        # for each row of an index where its entity is.
+        self.query(f"{alter} ADD VINDEX xxhash (`{column}`)")
 
     def _vindexes(self, table: str) -> list[tuple[Any, ...]]:
         if (table,) not in self.query("SHOW VSCHEMA TABLES"):
