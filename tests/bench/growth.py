@@ -1,395 +1,416 @@
-"""How cost grows: with the distance to the server, with the number of entities, and with none of them in memory and bytes."""
+"""What slim costs as the work grows: time, memory, connections, and others' waiting for an index.
+
+Each function prints one table. Whoever reads it compares what is with what should be.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
 import random
 import statistics
-import subprocess
-import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import documents
-from contestants import BATCH, Slim, connection
-from goals import check
-from original import Original
-from peers import DocumentStore, SQLAlchemy
-from proxy import Proxy
-from race import Job, race, ratio, table
-from server import Named, Server
-from spent import watched
+import MySQLdb
+from contestants import FOUND, synthetic
+from proxy import Proxy, proxied
+from server import Named
 
 import slim
 
-DELAY = 0.001  # seconds each way
-CALLS = 20
-LEAST, MOST = 100_000, 1_000_000  # entities where what must not grow is looked at once
-MOST_RANDOM = 1_000_000  # entities with random ids; more would take a night
-POOL = 4 << 30  # bytes of memory that hold the data of some millions
-STORED = 20_000  # documents whose bytes are counted
+# A child begins with nothing loaded, so that its peak is its own.
+CONTEXT = multiprocessing.get_context("spawn")
+THREADS = 1, 2, 4, 8, 16, 32
+ONE_OF = 1, 10, 100, 1_000, 10_000, 100_000
+BODIES = 100, 10_000, 1_000_000
+INDEXES = 1, 3, 10
+LARGE = 8 << 20
+OPEN_SECONDS = 60
 
 
-def show(server: Named, sizes: Sequence[int], contest: Callable[..., Any]) -> None:
-    if isinstance(server, Server):
-        distance(server)
-    size(server, sizes)
-    for look in latest, memory:
-        look(server, min(max(LEAST, sizes[-1]), MOST))
-    stored_bytes(server, contest)
+@contextmanager
+def database(server: Named) -> Iterator[dict[str, Any]]:
+    """What connects to a database of its own, which is dropped at the end."""
+    name = f"slim_bench_{uuid.uuid4().hex}"
+    server.query(f"CREATE DATABASE {name}")
+    try:
+        yield {**server.connect, "database": name}
+    finally:
+        server.query(f"DROP DATABASE {name}")
 
 
-def distance(server: Named) -> None:
-    """Round trips, counted and timed by a proxy that holds everything back for a millisecond each way."""
-    rows = []
-    with Proxy(server.connect["host"], server.connect["port"]) as proxy:
-        for count in 0, 3, 10:
-            with database(server) as connect:
-                for name, ours, theirs in calls({**connect, "port": proxy.port}, count):
-                    mine, other = timed(proxy, ours), timed(proxy, theirs) if theirs else ("", "")
-                    rows.append([name, *mine, *other])
-                    check(
-                        server.kind,
-                        f"round trips of {name}",
-                        mine[0],
-                        2 if name == "update" else 1,
-                        at_least=False,
-                    )
-    print(f"\n### {server.kind}: a server that is {2 * DELAY * 1000:.0f} ms away\n")
-    print(table(["call", "round trips", "ms", "2009's round trips", "ms"], rows), flush=True)
+@contextmanager
+def opened(server: Named, *indexes: slim.Index) -> Iterator[slim.Datastore]:
+    with database(server) as connect, slim.Datastore(**connect, indexes=indexes) as store:
+        yield store
 
 
-def calls(
-    connect: dict[str, Any], count: int
-) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any] | None]]:
-    """Calls of a store with so many indexes, each as slim does it and as 2009 did."""
-    names = [*documents.PROPERTIES, *(f"p{number}" for number in range(7))][:count]
-    indexes = [
-        slim.Index(f"index_{name}", {name: documents.PROPERTIES.get(name, str)}) for name in names
+def table(head: Sequence[Any], body: Sequence[Sequence[Any]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(["| " + " | ".join(map(str, line)) + " |" for line in lines])
+
+
+def spent(call: Callable[..., Any], *args: Any) -> float:
+    """Microseconds."""
+    start = time.perf_counter()
+    call(*args)
+    return (time.perf_counter() - start) * 1e6
+
+
+def interleaved(calls: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
+    """The median of each call's microseconds. They take turns."""
+    times: dict[Any, list[float]] = {size: [] for size in calls}
+    for number in range(-1, rounds):
+        for size, call in calls.items():
+            took = spent(call)
+            if number >= 0:
+                times[size].append(took)
+    return {size: statistics.median(each) for size, each in times.items()}
+
+
+def scan(store: slim.Datastore) -> int:
+    return sum(1 for _ in store.scan())
+
+
+def line(what: str, should: str, costs: dict[Any, float], per: str = "µs") -> list[str]:
+    cells = [f"{size:,}: {cost:,.0f}" for size, cost in costs.items()]
+    first, *_, last = costs.values()
+    return [what, should, f"{per}: {', '.join(cells)}", f"{last / first:.2f}"]
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+def growth(server: Named, entities: int) -> None:
+    body = [
+        *by_entities(server, [size for size in (10_000, 100_000, 1_000_000) if size <= entities]),
+        *by_indexes(server),
+        *by_bodies(server),
+        *by_threads(server),
+        *by_one_of(server, min(entities, 10_000)),
     ]
-    entities = [
-        {**each, **{f"p{number}": "x" for number in range(7)}} for each in documents.synthetic(20)
-    ]
-    ids, user = [each["id"] for each in entities], entities[0]["user_id"]
-    with (
-        slim.Datastore(**connect, indexes=indexes) as store,
-        closing(Original(connect, None, False)) as original,
-    ):
-        original.properties = names
-        store.put_many(entities)
-        yield (
-            f"put, {count} indexes",
-            lambda: store.put(entities[0]),
-            lambda: original.put(entities[:1]),
-        )
-        if count == 10:
-            yield "get", lambda: store.get(ids[0]), lambda: original.get(ids[0])
-            yield (
-                "get_many, 20 entities",
-                lambda: store.get_many(ids),
-                lambda: [original.get(id) for id in ids],
-            )
-            yield (
-                "get_all, 20 entities",
-                lambda: indexes[0].get_all(store, user_id=user),
-                lambda: original.find(user),
-            )
-            yield "update", lambda: store.update(ids[0], lambda entity: None), None
+    print(table(["by", "should be", "is", "last / first"], body), flush=True)
 
 
-def timed(proxy: Proxy, call: Callable[[], Any]) -> tuple[float, str]:
-    """Requests and milliseconds of one call."""
-    call()
-    proxy.requests, times = 0, []
-    proxy.delay = DELAY
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    proxy.delay = 0
-    return proxy.requests / CALLS, f"{statistics.median(times) * 1000:.1f}"
-
-
-def size(server: Named, sizes: Sequence[int]) -> None:
-    """The cost of a call with so many entities, whose ids are ordered by time, or random. Such stores take turns."""
-    cells: dict[tuple[str, int], list[Any]] = {}
-    leaves: dict[tuple[str, str], list[Any]] = {}
-    in_memory = ", in memory" if isinstance(server, Server) and sizes[-1] > LEAST else ""
-    for make_id in documents.ordered_id, documents.random_id:
-        with ExitStack() as stack:
-            stores = [
-                stack.enter_context(closing(Sized(server, count, make_id)))
-                for count in sizes
-                if make_id is documents.ordered_id or count <= MOST_RANDOM
-            ]
-            found = calls_of(stores)
-            if in_memory:
-                (pool,) = server.query("SELECT @@innodb_buffer_pool_size")[0]
-                hold(server, stores)
-                found |= {name + in_memory: seconds for name, seconds in calls_of(stores).items()}
-                server.query(f"SET GLOBAL innodb_buffer_pool_size = {pool}")
-            found["put_many"] = {store.name: [store.filled / store.count] * 2 for store in stores}
-            for store in stores:
-                for name, seconds in found.items():
-                    times = ratio(seconds[stores[0].name], seconds[store.name])
-                    cells.setdefault((name, store.count), []).extend(
-                        [statistics.median(seconds[store.name]) * 1e6, times]
-                    )
-                for name, bytes in zip(
-                    ("bytes in entities", "bytes in each of three indexes"), store.bytes()
-                ):
-                    cells.setdefault((name, store.count), []).extend([bytes, ""])
-            for key, rows in stores[-1].rows_on_a_leaf().items():
-                leaves.setdefault(key, []).append(rows)
-    print(f"\n### {server.kind}: with more entities, whose ids are ordered by time, or random\n")
-    print(
-        table(
-            [
-                "µs of",
-                "entities",
-                "ordered ids",
-                "times the first",
-                "random ids",
-                "times the first",
-            ],
-            [
-                [name, count, *row, *[""] * (4 - len(row))]
-                for (name, count), row in sorted(cells.items())
-            ],
-        ),
-        flush=True,
-    )
-    print(f"\n### {server.kind}: rows on a leaf of {sizes[-1]:,} entities, a page of 16 KiB\n")
-    print(
-        table(
-            ["table", "key", "ordered ids", "random ids"],
-            [[*key, *rows] for key, rows in leaves.items()],
-        ),
-        flush=True,
-    )
-    for name in (
-        "put",
-        "get",
-        "find(limit=20)",
-        *(name + in_memory for name in ("put", "get", "find(limit=20)") if in_memory),
-    ):
-        what = f"{name} with {sizes[-1]:,} entities, times that with {sizes[0]:,}"
-        check(server.kind, what, cells[name, sizes[-1]][1], 1.5, at_least=False)
-    print(
-        f"\nIds that slim made in one process sort in the order of their making: {sorts(server)}",
-        flush=True,
-    )
-
-
-def calls_of(stores: Sequence[Sized]) -> dict[str, Any]:
-    return {
-        name: race(Job(name, method, make, rounds), stores)
-        for name, method, make, rounds in (
-            ("put", "put", lambda each, _: each.fresh(8), 40),
-            ("get", "get", lambda each, _: random.sample(each.ids, 50), 20),
-            ("find(limit=20)", "find", lambda each, _: random.sample(each.users, 10), 20),
-        )
-    }
-
-
-def hold(server: Named, stores: Sequence[Sized]) -> None:
-    """Makes room in the server's memory for what they hold, and fills it: in its default of 128 MB, reads are from the disk."""
-    server.query(f"SET GLOBAL innodb_buffer_pool_size = {POOL}")
-    for store in stores:
-        for rows in "entities", "entities FORCE INDEX (id)", "index_user_id":
-            server.query(f"SELECT COUNT(*) FROM {store.context.name}.{rows}")
-        server.query(f"SELECT SUM(LENGTH(body)) FROM {store.context.name}.entities")
-
-
-def sorts(server: Named) -> bool:
-    entities: list[dict[str, Any]] = [{"number": number} for number in range(10 * BATCH)]
-    with database(server) as connect, slim.Datastore(**connect) as store:
-        store.put_many(entities)
-    return entities == sorted(entities, key=lambda entity: str(entity["id"]))
-
-
-class Sized:
-    """A store of so many entities."""
-
-    def __init__(self, server: Named, count: int, make_id: Callable[[int], str]) -> None:
-        self.server, self.count, self.make_id, self.name = server, count, make_id, f"{count}"
-        self.context = database(server)
-        self.slim = Slim(self.context.connect, None, True)
-        self.ids: list[str] = []
-        self.users: list[str] = []
-        start = time.perf_counter()
-        self.slim.store.put_many(self.sampled(documents.stream(count, make_id)))
-        self.filled = time.perf_counter() - start
-
-    def sampled(self, entities: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Passes them on, and remembers some ids and users."""
-        for entity in entities:
-            if random.random() < 20_000 / self.count:
-                self.ids.append(entity["id"])
-                self.users.append(entity["user_id"])
-            yield entity
-
-    def fresh(self, count: int) -> list[Any]:
-        return [[each] for each in documents.synthetic(count, self.make_id)]
-
-    def put(self, ready: Any) -> None:
-        self.slim.put(ready)
-
-    def get(self, id: str) -> None:
-        self.slim.get(id)
-
-    def find(self, user: str) -> None:
-        list(self.slim.indexes[0].find(self.slim.store, {"user_id": user}, reverse=True, limit=20))
-
-    def bytes(self) -> tuple[int, int]:
-        """Of one entity, and of its row in an index, with all keys."""
-        sizes = table_bytes(self.server, self.context.name)
-        return sizes.pop("entities") // self.count, sum(sizes.values()) // len(
-            self.slim.indexes
-        ) // self.count
-
-    def rows_on_a_leaf(self) -> dict[tuple[str, str], int]:
-        """{(table, key): rows}, by the statistics that `bytes` has had made."""
-        pages = self.server.query(
-            "SELECT table_name, index_name, stat_value FROM mysql.innodb_index_stats"
-            " WHERE database_name = %s AND stat_name = 'n_leaf_pages' ORDER BY 1, 2",
-            (self.context.name,),
-        )
-        return {(table, key): self.count // int(count) for table, key, count in pages if count > 1}
-
-    def close(self) -> None:
-        self.slim.close()
-        self.context.__exit__()
-
-
-class database:
-    """A database of its own, dropped at the end; its value is what connects to it."""
-
-    def __init__(self, server: Named) -> None:
-        self.server, self.name = server, f"slim_bench_{uuid.uuid4().hex}"
-        server.query(f"CREATE DATABASE {self.name}")
-        self.connect = {**server.connect, "database": self.name}
-
-    def __enter__(self) -> dict[str, Any]:
-        return self.connect
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.server.query(f"DROP DATABASE {self.name}")
-
-
-def latest(server: Named, count: int) -> None:
-    """The latest twenty of a property that has one value in all entities: what the server reads for them, and its plan."""
+def by_entities(server: Named, sizes: Sequence[int]) -> Iterator[list[str]]:
     index = slim.Index("index_user_id", "user_id")
-    with database(server) as connect, slim.Datastore(**connect, indexes=[index]) as store:
-        store.put_many({**each, "user_id": "bob"} for each in documents.stream(count))
-        times = []
-        for _ in range(CALLS):
-            start = time.perf_counter()
-            with watched() as sent:
-                list(index.find(store, {"user_id": "bob"}, reverse=True, limit=20))
-            times.append(time.perf_counter() - start)
-        select = sent[1]
-        with closing(connection(connect)) as own:
-
-            def ask(sql: bytes) -> Any:
-                own.query(sql)
-                return own.store_result().fetch_row(0)
-
-            plan = " ".join(str(cell) for row in ask(b"EXPLAIN " + select) for cell in row)
-            own.query(b"FLUSH STATUS")
-            ask(select)
-            read = {
-                name: int(value)
-                for name, value in ask(b"SHOW SESSION STATUS")
-                if name.startswith(("Handler_read", "Sort"))
-            }
-    rows = read["Handler_read_prev"] + read["Handler_read_next"]
-    others = (
-        read["Handler_read_rnd"]
-        + read["Handler_read_rnd_next"]
-        + read["Sort_rows"]
-        + ("filesort" in plan)
-    )
-    print(f"\n### {server.kind}: the latest twenty of {count:,} entities with the same user_id\n")
-    print(
-        table(
-            [
-                "ms",
-                "index rows read in order",
-                "rows read by their key",
-                "rows sorted, or read otherwise",
-            ],
-            [[statistics.median(times) * 1000, rows, read["Handler_read_key"], others]],
-        ),
-        flush=True,
-    )
-    check(server.kind, "index rows read for the latest twenty", rows, 20, at_least=False)
-    check(
-        server.kind,
-        "rows read by key for the latest twenty",
-        read["Handler_read_key"],
-        22,
-        at_least=False,
-    )
-    check(server.kind, "rows sorted for the latest twenty", others, 0, at_least=False)
+    with ExitStack() as stack:
+        stores = {size: stack.enter_context(opened(server, index)) for size in sizes}
+        kept: dict[int, list[Any]] = {}
+        filled: dict[int, float] = {}
+        for size, store in stores.items():
+            filled[size] = spent(store.put_many, synthetic(size, new=True)) / size
+            kept[size] = list(itertools.islice(store.scan(), 1000))
+        calls: dict[str, Callable[[int], Any]] = {
+            "put": lambda size: stores[size].put({**random.choice(kept[size])}),
+            "get": lambda size: stores[size].get(random.choice(kept[size])["id"]),
+            f"get_all of {FOUND}": lambda size: index.get_all(
+                stores[size], user_id=random.choice(kept[size])["user_id"]
+            ),
+        }
+        yield line("put_many, by entities", "flat", filled, "µs each")
+        for name, call in calls.items():
+            each = {size: functools.partial(call, size) for size in sizes}
+            yield line(f"{name}, by entities", "flat", interleaved(each, 60))
+        scans = {size: functools.partial(scan, store) for size, store in stores.items()}
+        costs = {size: cost / size for size, cost in interleaved(scans, 1).items()}
+        yield line("scan, by entities", "flat", costs, "µs each")
 
 
-def memory(server: Named, count: int) -> None:
-    """Peak of a client that puts and then scans so many entities, after a tenth of them and after all; in a child process."""
-    with database(server) as connect:
-        done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("memory.py"), repr(connect), str(count)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    rows = [
-        [call, int(number), int(megabytes)]
-        for call, number, megabytes in map(lambda line: line.split(","), done.stdout.splitlines())
-    ]
-    print(f"\n### {server.kind}: peak memory of the client\n")
-    print(table(["call", "entities", "MB"], rows), flush=True)
-    check(
-        server.kind,
-        f"peak memory with {count:,} entities, times that with a tenth",
-        rows[-1][2] / rows[1][2],
-        1.2,
-        False,
-    )
+def by_indexes(server: Named) -> Iterator[list[str]]:
+    with ExitStack() as stack:
+        stores = {}
+        for count in INDEXES:
+            indexes = [slim.Index(f"index_{n}", {f"n{n}": int}) for n in range(count)]
+            stores[count] = stack.enter_context(opened(server, *indexes))
+        values = {f"n{n}": n for n in range(max(INDEXES))}
+        puts = {count: lambda store=store: store.put({**values}) for count, store in stores.items()}
+        yield line("put, by indexes", "linear, with a base", interleaved(puts, 60))
+        many = {
+            count: lambda store=store: store.put_many([{**values} for _ in range(1000)])
+            for count, store in stores.items()
+        }
+        costs = {count: cost / 1000 for count, cost in interleaved(many, 3).items()}
+        yield line("put_many, by indexes", "linear, with a base", costs, "µs each")
 
 
-def stored_bytes(server: Named, contest: Callable[..., Any]) -> None:
-    """Of all tables with their keys, as the server tells them."""
-    rows = []
-    for title, found in (
-        ("synthetic", documents.synthetic(STORED)),
-        ("real", documents.real()[:STORED]),
-    ):
-        sizes: dict[str, list[Any]] = {}
-        for indexed in True, False:
-            with contest(server, [Slim, DocumentStore, SQLAlchemy], found, indexed) as contestants:
-                for each in contestants:
-                    sizes.setdefault(each.name, []).append(
-                        sum(table_bytes(server, each.connect["database"]).values()) // len(found)
-                    )
-        rows += [
-            [title, name.replace("SQLAlchemy", "JSON column"), *both]
-            for name, both in sizes.items()
+def by_bodies(server: Named) -> Iterator[list[str]]:
+    with opened(server) as store:
+        for size in BODIES:
+            store.put({"id": str(size), "data": os.urandom(size)})
+        puts = {
+            size: lambda size=size: store.put({"id": str(size), "data": os.urandom(size)})
+            for size in BODIES
+        }
+        yield line("put, by bytes of a body", "linear, with a base", interleaved(puts, 20))
+        gets = {size: lambda size=size: store.get(str(size)) for size in BODIES}
+        yield line("get, by bytes of a body", "linear, with a base", interleaved(gets, 20))
+
+
+def by_threads(server: Named) -> Iterator[list[str]]:
+    with opened(server, slim.Index("index_user_id", "user_id")) as store:
+        documents = list(synthetic(1000))
+        store.put_many(documents)
+        calls: dict[str, Callable[[Any], Any]] = {
+            "put": lambda document: store.put({**document}),
+            "get": lambda document: store.get(document["id"]),
+        }
+        for name, call in calls.items():
+            costs = {}
+            for threads in THREADS:
+                with ThreadPoolExecutor(threads) as pool:
+                    # Each thread has its connection by then.
+                    work(pool, call, documents[:threads])
+                    chosen = random.sample(documents, 320)
+                    took = spent(work, pool, call, chosen)
+                costs[threads] = len(chosen) / took * 1e6
+            yield line(f"{name}, by threads", "not falling", costs, "calls a second")
+
+
+def work(pool: ThreadPoolExecutor, call: Callable[[Any], Any], documents: Sequence[Any]) -> None:
+    for _ in pool.map(call, documents):
+        pass
+
+
+def by_one_of(server: Named, entities: int) -> Iterator[list[str]]:
+    index = slim.Index("index_user_id", "user_id")
+    with opened(server, index) as store:
+        documents = list(synthetic(entities))
+        store.put_many(documents)
+        asked = {
+            count: [documents[0]["user_id"], *[f"nobody-{n}" for n in range(count - 1)]]
+            for count in ONE_OF
+        }
+        calls = {
+            count: lambda values=values: index.get_all(store, user_id=values)
+            for count, values in asked.items()
+        }
+        costs = interleaved(calls, 3)
+        yield line(f"get_all of {FOUND}, by values of one-of", "linear, with a base", costs)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def memory(server: Named, entities: int) -> None:
+    """Of a client of its own that makes one call, what it took above what it began with."""
+    cases = [(entities // 10, 0), (entities, 0), (3, LARGE), (15, LARGE)]
+    heads = [f"{n:,} of {'300 bytes' if not size else f'{size >> 20} MB'}" for n, size in cases]
+    found: dict[str, list[str]] = {}
+    for count, size in cases:
+        with database(server) as connect:
+            for call in "put_many", "scan", "populate", "get_all":
+                found.setdefault(call, []).append(f"{peak(call, connect, count, size):.0f}")
+    should = {"get_all": "what it returns"}
+    body = [[call, should.get(call, "flat"), *cells] for call, cells in found.items()]
+    print(table(["MB", "should be", *heads], body), flush=True)
+
+
+def peak(*call: Any) -> float:
+    ours, theirs = CONTEXT.Pipe()
+    child = CONTEXT.Process(target=consume, args=(theirs, *call))
+    child.start()
+    theirs.close()
+    megabytes = float(ours.recv())
+    child.join()
+    return megabytes
+
+
+def consume(pipe: Any, call: str, connect: dict[str, Any], count: int, size: int) -> None:
+    index = slim.Index("index_kind", "kind")
+    with slim.Datastore(**connect, indexes=[index]) as store:
+        if call == "populate":
+            # Rows that are there need not be made.
+            store.remove_index(index)
+            store.add_index(index, populate=False)
+        # The peak is counted anew.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak_of_process()
+        calls: dict[str, Callable[[], Any]] = {
+            "put_many": lambda: store.put_many(documents(count, size)),
+            "scan": lambda: scan(store),
+            "populate": lambda: index.populate(store),
+            "get_all": lambda: index.get_all(store, kind="a"),
+        }
+        kept = calls[call]()
+        pipe.send(peak_of_process() - before)
+        del kept
+
+
+def documents(count: int, size: int) -> Iterator[dict[str, Any]]:
+    for document in synthetic(count, new=True):
+        yield {**document, "kind": "a", "data": os.urandom(size)}
+
+
+def peak_of_process() -> float:
+    """MB, as Linux tells it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+# ---- connections ---------------------------------------------------------------------------------
+
+
+def connections(server: Named, entities: int) -> None:
+    body = [opening(server, 0), opening(server, 50)]
+    with database(server) as connect, proxied(connect) as (proxy, through):
+        with slim.Datastore(**connect) as store, slim.Datastore(**through) as counted:
+            key = store.put({"a": 1})
+            get = functools.partial(store.get, key)
+            body.append(
+                ["get", requests(proxy, counted, key), middle([spent(get) for _ in range(200)])]
+            )
+            closed = [closed_while_idle(server, connect["database"], get) for _ in range(20)]
+            told = "get, its connection closed while idle"
+            body.append([told, requests(proxy, counted, key), middle(closed)])
+            times = come_and_go(get)
+    body.append(["get, by 200 threads, 20 at a time", "", middle(times)])
+    print(table(["", "round trips", "ms"], body), flush=True)
+
+
+def requests(proxy: Proxy, store: slim.Datastore, key: str) -> int:
+    """How many a get makes. Logging in is not counted."""
+    proxy.requests = 0
+    store.get(key)
+    return proxy.requests
+
+
+def closed_while_idle(server: Named, name: str, call: Callable[[], Any]) -> float:
+    listed = "SELECT id FROM information_schema.processlist WHERE db = %s"
+    while found := server.query(listed, (name,)):
+        for (id,) in found:
+            with contextlib.suppress(MySQLdb.OperationalError):
+                server.query(f"KILL {id}")
+    return spent(call)
+
+
+def come_and_go(call: Callable[[], Any]) -> list[float]:
+    times: list[float] = []
+    for _ in range(10):
+        threads = [
+            threading.Thread(target=lambda: times.extend([spent(call) for _ in range(5)]))
+            for _ in range(20)
         ]
-    print(f"\n### {server.kind}: bytes stored for each document\n")
-    print(table(["documents", "by", "three indexes", "none"], rows), flush=True)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return times
 
 
-def table_bytes(server: Named, name: str) -> dict[str, int]:
-    for (table_name,) in server.query(f"SHOW TABLES FROM {name}"):
-        server.query(f"ANALYZE TABLE {name}.`{table_name}`")
-    return {
-        table_name: int(size)
-        for table_name, size in server.query(
-            "SELECT table_name, data_length + index_length FROM information_schema.tables WHERE table_schema = %s",
-            (name,),
-        )
+def middle(microseconds: Sequence[float]) -> str:
+    """Their median, in milliseconds."""
+    return f"{statistics.median(microseconds) / 1000:.2f}"
+
+
+def opening(server: Named, count: int) -> list[Any]:
+    indexes = [slim.Index(f"index_{n}", f"n{n}") for n in range(count)]
+    with database(server) as connect:
+        slim.Datastore(**connect, indexes=indexes).close()
+        times = [
+            spent(lambda: slim.Datastore(**connect, indexes=indexes).close()) for _ in range(20)
+        ]
+        with proxied(connect) as (proxy, through), slim.Datastore(**through, indexes=indexes):
+            # Logging in is not counted.
+            sent = proxy.requests
+    return [f"opening a store with {count} indexes", sent, middle(times)]
+
+
+# ---- deployment ----------------------------------------------------------------------------------
+
+
+def deployment(server: Named, entities: int) -> None:
+    """What a put of another process takes while an index is added."""
+    index = slim.Index("index_city", "city")
+    with opened_with(server, entities) as (store, connect), putting(connect) as (puts, stop):
+        time.sleep(5)
+        begin = time.monotonic()
+        store.add_index(index)
+        end = time.monotonic()
+        store.remove_index(index)
+        time.sleep(2)
+        held = time.monotonic()
+        holder = threading.Thread(target=hold_open, args=(connect, OPEN_SECONDS))
+        holder.start()
+        time.sleep(1)
+        told = "added"
+        try:
+            store.add_index(index)
+        except (slim.Error, MySQLdb.Error) as error:
+            told = f"given up: {error}"
+        added = time.monotonic()
+        holder.join()
+        stop.set()
+        latencies = puts.recv()
+    periods = {
+        "nothing else": (0.0, begin),
+        f"an index is added to {entities:,} entities ({end - begin:.1f} s)": (begin, end),
+        f"the same, a transaction is open for {OPEN_SECONDS} s ({told} after {added - held:.1f} s)": (
+            held,
+            added,
+        ),
     }
+    body = []
+    for what, (low, high) in periods.items():
+        found = [took for start, took in latencies if low <= start < high]
+        ranked = statistics.quantiles(found, n=100)
+        body.append(
+            [what, len(found), *[f"{ms:.1f}" for ms in (ranked[49], ranked[98], max(found))]]
+        )
+    print(table(["meanwhile", "puts", "median, ms", "99th", "longest"], body), flush=True)
+
+
+@contextmanager
+def opened_with(server: Named, entities: int) -> Iterator[Any]:
+    with database(server) as connect, slim.Datastore(**connect) as store:
+        store.put_many(synthetic(entities, new=True))
+        yield store, connect
+
+
+@contextmanager
+def putting(connect: dict[str, Any]) -> Iterator[Any]:
+    """A process that puts until it is told to stop, and then tells what each put took."""
+    ours, theirs = CONTEXT.Pipe()
+    stop = CONTEXT.Event()
+    child = CONTEXT.Process(target=put_on, args=(theirs, stop, connect))
+    child.start()
+    try:
+        yield ours, stop
+    finally:
+        stop.set()
+        child.join()
+
+
+def put_on(pipe: Any, stop: Any, connect: dict[str, Any]) -> None:
+    latencies = []
+    with slim.Datastore(**connect) as store:
+        while not stop.is_set():
+            (document,) = synthetic(1, new=True)
+            start = time.monotonic()
+            latencies.append((start, spent(store.put, document) / 1000))
+    pipe.send(latencies)
+
+
+def hold_open(connect: dict[str, Any], seconds: float) -> None:
+    with slim.Datastore(**connect) as store, store.transaction():
+        store.put({"a": 1})
+        time.sleep(seconds)
+
+
+PARTS = {
+    "growth": growth,
+    "memory": memory,
+    "connections": connections,
+    "deployment": deployment,
+}

@@ -1,319 +1,282 @@
 #!/usr/bin/env python3
-"""What slim costs against the best that can be written by hand, against the way of 2009, and against what users would pick.
+"""How fast slim is beside SQL written by hand, its own first edition, and what users would pick instead.
 
-    tests/run bench                     on every kind of server that can be started here, in some ten minutes
-    tests/run bench --long              more rounds, and up to a million entities; an hour or more
-    tests/run bench --millions 10       … up to ten million
-    tests/run bench --server mysql --part peers
+    tests/run bench                     the table and the picture, on each kind of server, in some minutes
+    tests/run bench --rounds 100        … with less noise
+    tests/run bench --server mysql      on that kind alone (mysql, mariadb, mariadb-11.8)
+    tests/run bench growth              the cost as entities, indexes, bodies, threads and values grow
+    tests/run bench memory connections deployment --entities 1000000
 
-All take turns on one server, in short rounds; a ratio is slim's rate divided by the other's in the same round: above 1,
-slim is faster. Told are the median of the rounds, and in brackets their middle half. Servers run with default durability.
-Goals that are missed are told at the end, beside what the floor reaches.
+All take turns on one server, a few calls each. A ratio is slim's rate divided by the other's in the same round, so
+that above 1 slim is faster: the median of the rounds, in brackets their middle half. "<" marks what is
+below its goal. Servers run with their default durability; encoding and decoding is inside everybody's time.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import importlib
 import os
+import platform
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-import documents  # noqa: E402
-import goals  # noqa: E402
+import contestants  # noqa: E402
 import growth  # noqa: E402
-import picture  # noqa: E402
-import spent  # noqa: E402
-from contestants import BATCH, Slim  # noqa: E402
-from floor import Floor, Unguarded  # noqa: E402
-from original import Original  # noqa: E402
-from peers import Dataset, DocumentStore, Peewee, SQLAlchemy  # noqa: E402
-from race import Job, race, ratio, table  # noqa: E402
+import matplotlib  # noqa: E402
+from contestants import BATCH, synthetic  # noqa: E402
+from growth import database, table  # noqa: E402
 from server import Named, Server, kinds  # noqa: E402
 
-PARTS = "levels", "peers", "profile", "indexless", "real", "whole", "growth"
-STANDING = 4_000  # documents that stand before the clock starts
-BATCHES = 3  # transactions of a put_many
+import slim  # noqa: E402
+
+FIRST_EDITION = "2e236d6"
+OTHERS = ["floor", "first", "SQLAlchemy", "dataset", "KeyValue", "Document Store"]
+
+
+class Job(NamedTuple):
+    """`method` is called with each of make(contestant, standing documents)."""
+
+    method: str
+    make: Callable[[Any, Sequence[Any]], Sequence[Any]]
+    # Documents of a call.
+    per_call: int = 1
+    # slim's rate, at the least, divided by that of the floor, and of the first edition.
+    floor: float = 0
+    first: float = 0.97
+
+
+def changed(standing: Sequence[Any]) -> list[Any]:
+    return [{**each, "likes": 0} for each in random.sample(standing, 5)]
+
+
+def stored(contestant: Any) -> list[str]:
+    """The ids of documents that may be deleted."""
+    documents = list(synthetic(5))
+    contestant.put_many(documents)
+    return [each["id"] for each in documents]
+
+
+def users(standing: Sequence[Any]) -> list[str]:
+    return [each["user_id"] for each in random.sample(standing, 5)]
+
+
+def ids(standing: Sequence[Any], count: int = 5) -> list[str]:
+    return [each["id"] for each in random.sample(standing, count)]
+
+
+# The first edition is no measure for what takes one round trip more by now.
+JOBS = {
+    "put, new": Job("put", lambda who, _: [*synthetic(5, new=True)], floor=0.85),
+    "put, again": Job("replace", lambda who, standing: changed(standing), floor=0.9),
+    "get": Job("get", lambda who, standing: ids(standing, 10), floor=0.85),
+    "get_all, 20": Job("get_all", lambda who, standing: users(standing), 20, 0.75, 1.25),
+    "scan": Job("scan", lambda who, _: [None], 0, 0.85, 1.25),
+    "put_many": Job("put_many", lambda who, _: [[*synthetic(BATCH, new=True)]], BATCH, 0.8),
+    "put, expect": Job("expect", lambda who, standing: [*map(who.get, ids(standing))], first=0),
+    "update": Job("update", lambda who, standing: ids(standing), first=0),
+    "delete": Job("delete", lambda who, _: stored(who), first=0),
+    "encode": Job("encode", lambda who, standing: random.sample(standing, 50), floor=0.7),
+    "decode": Job(
+        "decode",
+        lambda who, standing: [*map(who.encode, random.sample(standing, 50))],
+        floor=1 / 1.4,
+    ),
+}
+
+
+class Ratio(NamedTuple):
+    """slim's rate divided by another's: the median of the rounds, and their middle half."""
+
+    low: float
+    middle: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.middle:.2f} ({self.low:.2f}–{self.high:.2f})"
+
+
+def first_edition() -> Any:
+    """The module as it was then; it keeps its own name, `slim`, only in its file."""
+    with tempfile.TemporaryDirectory() as directory:
+        show = ["git", "-C", str(HERE), "show", f"{FIRST_EDITION}:slim.py"]
+        source = subprocess.run(show, capture_output=True, check=True).stdout
+        Path(directory, "slim_first.py").write_bytes(source)
+        sys.path.insert(0, directory)
+        try:
+            return importlib.import_module("slim_first")
+        finally:
+            sys.path.remove(directory)
 
 
 @contextmanager
-def contest(
-    server: Named, classes: Sequence[type], standing: Sequence[dict[str, Any]], indexed: bool = True
-) -> Iterator[list[Any]]:
-    """Contestants, each with a database of its own in which the documents stand."""
-    able = [each for each in classes if each.server in (None, server.kind)]  # type: ignore[attr-defined]
-    names = {each: f"slim_bench_{uuid.uuid4().hex}" for each in able}
-    x_port = getattr(server, "x_port", None)
-    if x_port is None:
-        able = [each for each in able if each is not DocumentStore]
-    made = []
-    try:
-        for each in able:
-            server.query(f"CREATE DATABASE {names[each]}")
-            made.append(each({**server.connect, "database": names[each]}, x_port, indexed))
-            for start in range(0, len(standing), BATCH):
-                made[-1].fill(standing[start : start + BATCH])
-        yield made
-    finally:
-        for contestant in made:
-            contestant.close()
-        for name in names.values():
-            server.query(f"DROP DATABASE IF EXISTS {name}")
+def taking_part(server: Named, standing: Sequence[Any]) -> Iterator[list[Any]]:
+    """All contestants that this server is fit for; the documents stand in their databases."""
 
+    def floor(connect: dict[str, Any]) -> Any:
+        contestants.Slim("", slim, connect).close()
+        return contestants.Floor(connect)
 
-def jobs(
-    standing: Sequence[dict[str, Any]], fresh: Callable[[int], list[dict[str, Any]]], times: int
-) -> list[Job]:
-    """All jobs, `times` as many rounds as the short form has. First the one that needs to know what stands."""
-    ids, users = [each["id"] for each in standing], sorted({each["user_id"] for each in standing})
-    few = "slim", "floor"
-
-    def new(contestant: Any, _: int) -> list[Any]:
-        return [contestant.ready([document]) for document in fresh(8)]
-
-    def changed(contestant: Any, _: int) -> list[Any]:
-        return [
-            contestant.ready([{**document, "likes": random.randrange(1 << 20)}])
-            for document in random.sample(standing, 8)
-        ]
-
-    def many(contestant: Any, _: int) -> list[Any]:
-        return [contestant.ready(fresh(BATCHES * BATCH))]
-
-    return [
-        Job("scan", "scan", lambda _, __: [None], 7 * times, per_call=len(standing)),
-        Job("put, new id", "put", new, 25 * times),
-        Job("put, replacing", "replace", changed, 25 * times),
-        Job("put_many", "put_many", many, 7 * times, per_call=BATCHES * BATCH),
-        Job("get", "get", lambda _, __: random.sample(ids, 50), 40 * times),
-        Job(
-            "find 20",
-            "find",
-            lambda _, __: random.sample(users, 10),
-            40 * times,
-            per_call=documents.USERS,
-        ),
-        Job("put, 16 threads", "put", new, 8 * times, threads=16, against=few),
-        Job(
-            "get, 16 threads",
-            "get",
-            lambda _, __: random.sample(ids, 50),
-            12 * times,
-            threads=16,
-            against=few,
-        ),
+    makers: list[Callable[[Any], Any]] = [
+        lambda connect: contestants.Slim("slim", slim, connect),
+        floor,
+        lambda connect: contestants.Slim("first", first_edition(), connect),
+        contestants.SQLAlchemy,
+        contestants.Dataset,
+        contestants.Peewee,
     ]
+    if server.kind == "mysql" and isinstance(server, Server):
+        makers.append(lambda connect: contestants.DocumentStore(connect, server.x_port))
+    with ExitStack() as stack:
+        made = [make(stack.enter_context(database(server))) for make in makers]
+        for contestant in made:
+            stack.callback(contestant.close)
+            contestant.put_many([{**document} for document in standing])
+        yield made
 
 
-def compare(
-    server: Named,
-    title: str,
-    classes: Sequence[type],
-    standing: list[dict[str, Any]],
-    make: Callable[[int], Any],
-    times: int,
-    only: Sequence[str] = (),
-    indexed: bool = True,
-) -> dict[str, dict[str, Any]]:
-    """Prints a table, and returns {job: {contestant: Ratio}}."""
-    results: dict[str, dict[str, Any]] = {}
-    rows = []
-    with contest(server, classes, standing, indexed) as contestants:
-        for job in jobs(standing, make, times):
-            if only and job.name not in only:
-                continue
-            seconds = race(
-                job,
-                [
-                    each
-                    for each in contestants
-                    if (job.against is None or each.name in job.against)
-                    and (job.name, each.name) != ("put_many", "2009")
-                ],
-            )  # which has none
-            slim = seconds.pop("slim")
-            results[job.name] = {name: ratio(slim, other) for name, other in seconds.items()}
-            rows.append(
-                [
-                    job.name,
-                    f"{statistics.median(slim) * 1e6:,.0f}",
-                    *(results[job.name].get(each.name, "") for each in contestants[1:]),
-                ]
-            )
-    print(f"\n### {server.kind}: {title}\n")
-    print(
-        table(
-            ["job", "slim, µs each", *(f"against {each.name}" for each in contestants[1:])], rows
-        ),
-        flush=True,
-    )
-    goals.check_rates(server.kind, title, results)
+def race(job: Job, able: Sequence[Any], standing: Sequence[Any], rounds: int) -> Any:
+    """{contestant: seconds for a document, by round}. The first round warms up, and is not told."""
+    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in able}
+    for number in range(-1, rounds):
+        # Everybody begins as often.
+        shift = number % len(able)
+        for contestant in [*able[shift:], *able[:shift]]:
+            calls = job.make(contestant, standing)
+            method = getattr(contestant, job.method)
+            start = time.perf_counter()
+            results = [method(each) for each in calls]
+            took = time.perf_counter() - start
+            if number >= 0:
+                documents = len(calls) * job.per_call or results[0]
+                seconds[contestant.name].append(took / documents)
+    return seconds
+
+
+def compare(server: Named, rounds: int, entities: int) -> dict[str, Any]:
+    """{job: {"slim": median seconds, another: Ratio}}"""
+    standing = list(synthetic(entities))
+    results: dict[str, Any] = {}
+    with taking_part(server, standing) as everybody:
+        for name, job in JOBS.items():
+            able = [each for each in everybody if hasattr(each, job.method)]
+            fewer = job.per_call in (0, BATCH)
+            seconds = race(job, able, standing, rounds // 4 + 2 if fewer else rounds)
+            ours = seconds.pop("slim")
+            results[name] = {"slim": statistics.median(ours)}
+            for other, theirs in seconds.items():
+                ratios = [their / our for our, their in zip(ours, theirs)]
+                results[name][other] = Ratio(*statistics.quantiles(ratios, n=4, method="inclusive"))
     return results
 
 
-def whole(server: Named, times: int) -> None:
-    """populate and schema against a bare scan, and what the guard costs."""
-    standing = documents.synthetic(5 * STANDING)
-    with contest(server, [Slim, Floor], standing) as (slim, floor):
-        store, index = slim.store, slim.indexes[1]
-        steps = {
-            "scan by hand": floor.scan,
-            "scan": slim.scan,
-            "schema": store.schema,
-            "populate, all right": lambda: index.populate(store),
-            "populate, a new index": lambda: index.populate(store),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(5 * times):
-            for name, step in steps.items():
-                if name == "populate, a new index":
-                    store.remove_index(index)
-                    store.add_index(index, populate=False)
-                start = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - start)
-    results = {
-        name: {"floor": ratio(each, seconds["scan by hand"])} for name, each in seconds.items()
-    }
-    print(f"\n### {server.kind}: over all of {len(standing):,} entities\n")
-    print(
-        table(
-            ["step", "µs each", "of the rate of a scan by hand"],
-            [
-                [name, statistics.median(each) / len(standing) * 1e6, results[name]["floor"]]
-                for name, each in seconds.items()
-            ],
-        ),
-        flush=True,
+def goal(job: str, other: str) -> float:
+    """What slim's rate, divided by the other's, is to be at the least."""
+    if other == "KeyValue" and job.startswith("put"):
+        # It has no index to write.
+        return 0
+    return {"floor": JOBS[job].floor, "first": JOBS[job].first}.get(other, 1)
+
+
+def rows(title: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
+    for job, found in results.items():
+        cells = [
+            f"{found[other]}{' <' * (found[other].middle < goal(job, other))}"
+            if other in found
+            else ""
+            for other in OTHERS
+        ]
+        yield [title, job, f"{found['slim'] * 1e6:,.0f}", *cells]
+
+
+# ---- the picture ---------------------------------------------------------------------------------
+
+COLOURS = ["#444444", "#999999", "#0072b2", "#cc79a7", "#e69f00", "#d55e00"]
+TICKS = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8", 16: "16"}
+
+
+def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """A panel for each server. A point is a median, a line the middle half of the rounds."""
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "slim", "font.size": 9})
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(1 + 3.4 * len(results), 5), sharey=True, squeeze=False
     )
-    goals.check_rates(server.kind, "whole", results)
-    with contest(server, [Floor, Unguarded], standing[:STANDING]) as pair:
-        seconds = race(
-            Job(
-                "guard",
-                "put",
-                lambda each, _: [each.ready([document]) for document in documents.synthetic(8)],
-                150 * times,
-            ),
-            pair,
-        )
-    cost = ratio(seconds[Unguarded.name], seconds[Floor.name])
-    print(f"\nThe guard costs a put with three indexes {cost} times its time without.", flush=True)
-    if server.kind == "mysql":
-        goals.check(
-            server.kind, "time of a put, times that without the guard", cost, 1.05, at_least=False
-        )
+    for panel, (title, jobs) in zip(panels[0], results.items()):
+        for row in range(0, len(jobs), 2):
+            panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", linewidth=0, zorder=-1)
+        for number, (other, colour) in enumerate(zip(OTHERS, COLOURS)):
+            found = {row: each[other] for row, each in enumerate(jobs.values()) if other in each}
+            heights = [row + (number - 2.5) * 0.13 for row in found]
+            ratios = found.values()
+            lows, middles, highs = zip(*ratios) if ratios else ((), (), ())
+            panel.hlines(heights, lows, highs, color=colour, linewidth=1.2)
+            panel.plot(middles, heights, "o", color=colour, markersize=4, label=other)
+        panel.axvline(1, color="#009e73", linewidth=1.2, zorder=0)
+        panel.set(title=title, xscale="log", xticks=list(TICKS), xticklabels=TICKS.values())
+        panel.set(xlim=(0.2, 20), ylim=(len(jobs) - 0.5, -0.5))
+        panel.set(yticks=range(len(jobs)), yticklabels=jobs)
+        panel.set_xlabel("← slim is slower        slim is faster →")
+        panel.minorticks_off()
+        panel.tick_params(axis="y", length=0)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.suptitle("slim's rate divided by that of others")
+    figure.legend(handles, labels, loc="lower center", ncols=len(OTHERS), frameon=False)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
-def levels(real: list[dict[str, Any]]) -> None:
-    found = {
-        "synthetic": documents.synthetic(2000),
-        "real": random.sample(real, 2000),
-        "the largest real": sorted(real, key=lambda document: len(repr(document)))[-200:],
-        "30 synthetic in one": [{"parts": documents.synthetic(30)} for _ in range(200)],
-    }
-    print("\n### zlib's level\n")
-    print(
-        table(
-            ["documents", "pickled bytes", "level", "bytes", "µs to compress", "µs to decompress"],
-            [row for title, each in found.items() for row in documents.levels(title, each)],
-        ),
-        flush=True,
-    )
+# ---- the program ---------------------------------------------------------------------------------
 
 
-def bench(
-    server: Named, options: argparse.Namespace, real: list[dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    times, results = 4 if options.long else 1, {}
-    print(f"\n## {server.kind} {server.query('SELECT VERSION()')[0][0]}", flush=True)
-    if "peers" in options.part:
-        results = compare(
-            server,
-            "synthetic documents, three indexes",
-            [Slim, Floor, Original, DocumentStore, SQLAlchemy, Dataset],
-            documents.synthetic(STANDING),
-            documents.synthetic,
-            times,
-        )
-    if "profile" in options.part:
-        spent.show(server, contest)
-    if "indexless" in options.part:
-        compare(
-            server,
-            "synthetic documents, no index",
-            [Slim, Floor, DocumentStore, SQLAlchemy, Peewee],
-            documents.synthetic(STANDING),
-            documents.synthetic,
-            times,
-            ["put, new id", "put_many", "get"],
-            False,
-        )
-    if "real" in options.part:
-        endless = itertools.cycle(real)
-        compare(
-            server,
-            "real documents, three indexes",
-            [Slim, Floor, Original, DocumentStore, SQLAlchemy],
-            real[:STANDING],
-            lambda number: [
-                {**next(endless), "id": documents.ordered_id(n)} for n in range(number)
-            ],
-            times,
-            ["put, new id", "put_many", "get"],
-        )
-    if "whole" in options.part:
-        whole(server, times)
-    if "growth" in options.part:
-        growth.show(server, options.sizes, contest)
-    return results
-
-
-def main() -> int:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "tests/run bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--long", action="store_true", help="four times the rounds, a million entities"
-    )
-    parser.add_argument("--millions", type=int, default=0, help="up to so many million entities")
-    parser.add_argument("--server", choices=["mysql", "mariadb"], help="on this kind alone")
-    parser.add_argument(
-        "--part", choices=PARTS, action="append", help="this part alone; may be repeated"
-    )
-    options = parser.parse_args()
-    options.part = options.part or PARTS
-    options.sizes = [10_000, 100_000] + [1_000_000] * (options.long or options.millions > 0)
-    options.sizes += [options.millions * 1_000_000] * (options.millions > 1)
-    start, results, real = time.monotonic(), {}, documents.real()
-    print(f"# slim's benchmarks, on {os.cpu_count()} processors, Python {sys.version.split()[0]}")
-    if "levels" in options.part:
-        levels(real)
+    parser.add_argument("parts", nargs="*", choices=["table", *growth.PARTS], default="table")
+    parser.add_argument("--server", action="append", help="on this kind alone; may be repeated")
+    parser.add_argument("--rounds", type=int, default=30, help="of the table")
+    parser.add_argument("--entities", type=int, default=100_000, help="the most, of other parts")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    parts = [options.parts] if isinstance(options.parts, str) else options.parts
+    start = time.monotonic()
+    print(f"{os.cpu_count()} processors, Python {platform.python_version()}", flush=True)
     named = os.environ.get("SLIM_SERVER")
-    for server in (
-        [Named(named)]
-        if named
-        else (Server(kind) for kind in kinds() if options.server in (None, kind))
-    ):
+    wanted = options.server or kinds()
+    results = {}
+    for server in [Named(named)] if named else map(Server, wanted):
         with server:
-            results[server.kind] = bench(server, options, real)
-    goals.show()
-    if all(results.values()):
-        picture.draw(results, HERE / "bench.svg")
-        print(f"\nThe picture is {(HERE / 'bench.svg').relative_to(HERE.parent.parent)}.")
+            title = f"{server.kind} {server.query('SELECT VERSION()')[0][0].split('-')[0]}"
+            for part in parts:
+                print(f"\n{title}: {part}\n", flush=True)
+                if part == "table":
+                    results[title] = compare(server, options.rounds, 2_000)
+                    body = list(rows(title, results[title]))
+                    print(table(["server", "job", "slim, µs", *OTHERS], body), flush=True)
+                else:
+                    growth.PARTS[part](server, options.entities)
+    if results:
+        draw(results, HERE / "bench.svg")
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
