@@ -263,6 +263,8 @@ class Vitess(Named):
             f"--grpc-port={grpc}",
             "--bind-address=127.0.0.1",
             "--tablet-refresh-interval=10s",
+            # What waits in a circle across shards ends early enough to be begun again.
+            "--queryserver-config-query-timeout=10s",
             "--transaction-mode=MULTI",
             *self.options,
         ]
