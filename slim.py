@@ -1,4 +1,4 @@
-"""slim: a schema-less, indexed datastore on MySQL, in one module, after FriendFeed's design of 2009.
+"""slim: a schema-less, indexed datastore on MySQL, in one module, after FriendFeed's of 2009.
 
     >>> import slim
     >>> by_user = slim.Index("index_user_id", "user_id")
@@ -7,7 +7,7 @@
     >>> entity = store.get(key)  # None if there is none
     >>> [found["title"] for found in by_user.get_all(store, user_id="bob")]
     ['Hello']
-    >>> entity = store.update(key, lambda entity: entity.update(likes=1))  # KeyError if there is none
+    >>> entity = store.update(key, lambda entity: entity.update(likes=1))  # KeyError if none
     >>> key = store.put({**entity, "title": "Hi"}, expect=entity.version)  # Conflict if it changed
     >>> store.get(key)["title"], len(store), store.delete(key), store.get(key)
     ('Hi', 1, True, None)
@@ -83,8 +83,9 @@ ALTER_SECONDS = 2
 
 # Rolled back. 1020: MariaDB's innodb_snapshot_isolation. 3024: a time limit. 3101: at COMMIT.
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
-# Not reached, or refused. 1290, 1836: it has become read-only. 4031: idle for too long.
-NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 4031}
+# Not reached, or refused. 1290, 1836: it has become read-only. 3032: offline. 4031: idle too long.
+NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836}
+NOT_DONE |= {3032, 4031}
 # The connection is of no more use. 1047, 3100: no cluster. 1105: vtgate, for a tablet that is gone.
 # 1927: killed. 2012 to 2055: cut off.
 LOST = NOT_DONE | {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT}
@@ -176,18 +177,18 @@ LOCK_ENTITIES = SELECT_ENTITIES + " FOR UPDATE"
 SELECT_IDS = "SELECT id FROM entities WHERE id IN %s"
 SELECT_VERSION = "SELECT added_id, updated FROM entities WHERE id = %s"
 PAGE_COLUMNS = f"e.added_id, e.id, e.updated, IF(LENGTH(e.body) <= {PAGE_BODY}, e.body, NULL)"
-SELECT_PAGE = f"""
+SELECT_PAGE = f"""\
 SELECT {PAGE_COLUMNS} FROM entities AS e WHERE added_id > %s ORDER BY added_id LIMIT %s"""
-SELECT_HISTORY = """
+SELECT_HISTORY = """\
 SELECT added_id, id, updated, body FROM entities_history WHERE id = %s ORDER BY number DESC"""
 COUNT_ENTITIES = "SELECT COUNT(*) FROM entities"
 DELETE_ENTITIES = "DELETE FROM entities WHERE id IN %s"
 INSERT_ENTITIES = "INSERT INTO entities (id, body) VALUES "
-INSERT_HISTORY = """
+INSERT_HISTORY = """\
 INSERT INTO entities_history (id, added_id, updated, body)
 SELECT id, added_id, updated, body FROM entities WHERE id IN %s"""
 # Whoever puts the entity meanwhile keeps the version that it puts.
-DELETE_HISTORY = """
+DELETE_HISTORY = """\
 DELETE FROM entities_history WHERE id = %s
 AND NOT EXISTS (SELECT 1 FROM entities WHERE id = %s)"""
 
@@ -196,16 +197,16 @@ INSERT_ROWS = "INSERT INTO {table} ({names}, entity_id) VALUES "
 LOCK_ROWS = "SELECT entity_id FROM {table} WHERE entity_id IN %s FOR UPDATE"
 SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN reads the index first, in its order. Otherwise MySQL may sort a small table.
-SELECT_MATCH = f"""
+SELECT_MATCH = f"""\
 SELECT {PAGE_COLUMNS}, {{index_names}}, i.entity_id
 FROM {{table}} AS i STRAIGHT_JOIN entities AS e ON e.id = i.entity_id
 WHERE {{where}} AND {{check}} ORDER BY {{order}} LIMIT %s"""
 COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {where} AND {check}"
-LOCK_COMPARED = f"""
+LOCK_COMPARED = f"""\
 SELECT {PAGE_COLUMNS}, i.entity_id, {{index_names}}
 FROM entities AS e LEFT JOIN {{table}} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
-SELECT_ORPHANS = """
+SELECT_ORPHANS = """\
 SELECT i.entity_id FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
 WHERE i.entity_id > %s AND e.id IS NULL ORDER BY i.entity_id LIMIT %s"""
 
@@ -266,21 +267,25 @@ class _Allowed(dict[Any, Any]):
     """What a body may name: {(module, name): class}."""
 
 
+_BUILT_IN = _Allowed({(cls.__module__, cls.__qualname__): cls for cls in _VALUES})
+for _path in _VALUES[-4:]:
+    # Python 3.13 pickles paths under another module's name.
+    _BUILT_IN["pathlib", _path.__name__] = _BUILT_IN["pathlib._local", _path.__name__] = _path
+
+
 def _allow(classes: Any) -> Any:
     """Python's own values, and the application's classes; ANY stays ANY."""
     if isinstance(classes, _Allowed) or classes == ANY:
         return classes
+    if not classes:
+        return _BUILT_IN
     moved = classes if isinstance(classes, Mapping) else {}
     own = [*(moved.values() or classes)]
     if not all([isinstance(cls, type) for cls in own]):
         raise TypeError(f"classes= takes classes, not {own!r}")
-    allowed = _Allowed({(cls.__module__, cls.__qualname__): cls for cls in (*_VALUES, *own)})
-    for cls in _VALUES[-4:]:
-        # Python 3.13 pickles paths under another module's name.
-        allowed["pathlib", cls.__name__] = allowed["pathlib._local", cls.__name__] = cls
-    for name, cls in moved.items():
-        allowed[tuple(name.rsplit(".", 1))] = cls
-    return allowed
+    names = {(cls.__module__, cls.__qualname__): cls for cls in own}
+    names.update({(*name.rsplit(".", 1),): cls for name, cls in moved.items()})
+    return _Allowed({**_BUILT_IN, **names})
 
 
 class _Unpickler(pickle.Unpickler):
@@ -300,7 +305,7 @@ class _Unpickler(pickle.Unpickler):
             self.functions = weakref.WeakKeyDictionary()
         functions = self.functions
         is_new = (module, name) == ("slim", "_new")
-        cls = self.allowed.get((module, name))
+        cls: Any = self.allowed.get((module, name))
         if cls is None and not is_new:
             raise Untrusted(f"it names {module}.{name}, which is not in Datastore(classes=…)")
 
@@ -318,6 +323,8 @@ class _Pickler(pickle.Pickler):
     dispatch_table = collections.ChainMap[Any, Any](
         {
             uuid.UUID: lambda value: (uuid.UUID, (value.hex,)),
+            # Python 3.10 pickles it without its scope.
+            ipaddress.IPv6Address: lambda value: (ipaddress.IPv6Address, (str(value),)),
             zoneinfo.ZoneInfo: lambda value: (zoneinfo.ZoneInfo, (value.key,)),
             collections.defaultdict: lambda value: (dict, (), None, None, iter(value.items())),
         },
@@ -540,18 +547,9 @@ class _Server:
 
     def exchange(self, connection: Any, *packet: Statement) -> list[Rows]:
         """One round trip. Returns the rows of each statement that has some."""
-        bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
-        query = b";".join(bound)
-        if self.mariadb and len(bound) > 1:
-            # Galera may abort a transaction between two statements, and run those that follow.
-            query = b"BEGIN NOT ATOMIC " + query + b"; END"
-        if len(query) >= self.max_packet > 0:
-            size = f"{len(query)} bytes, over max_allowed_packet = {self.max_packet}"
-            raise ValueError(f"this call needs a packet of {size}")
+        query = self._query(connection, packet)
         # MySQLdb has no result for a statement without rows, nor for rows that are cut off.
-        asked = [
-            sql for sql, *_ in packet if sql.lstrip().startswith(("SELECT", "SHOW", "ANALYZE"))
-        ]
+        asked = [sql for sql, *_ in packet if sql.startswith(("SELECT", "SHOW", "ANALYZE"))]
         try:
             if not _is_quiet(connection):
                 # Said before the packet is sent, so that it is known that nothing was done.
@@ -566,6 +564,17 @@ class _Server:
                 connection.close()
             raise
         return rows
+
+    def _query(self, connection: Any, packet: Sequence[Statement]) -> bytes:
+        bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
+        query = b";".join(bound)
+        if self.mariadb and len(bound) > 1:
+            # Galera may abort a transaction between two statements, and run those that follow.
+            query = b"BEGIN NOT ATOMIC " + query + b"; END"
+        if len(query) >= self.max_packet > 0:
+            size = f"{len(query)} bytes, over max_allowed_packet = {self.max_packet}"
+            raise ValueError(f"this call needs a packet of {size}")
+        return query
 
     def repeat(self, attempt: Callable[[], T], renew: Callable[[], Any] = lambda: None) -> T:
         """attempt(), again while it did nothing and may succeed. After a stale epoch, renew().
@@ -744,10 +753,14 @@ def _fits(column: _Column, value: Any) -> bool:
     if isinstance(value, Decimal):
         exponent: Any = value.as_tuple().exponent
         return value.is_finite() and exponent >= -30 and value.adjusted() < column.size
-    if isinstance(value, dt.datetime):
-        # In UTC it may be a day before or after.
-        return 1 < value.toordinal() < dt.date.max.toordinal()
     return not column.size or -column.size <= value < column.size
+
+
+def _stored(value: Any) -> Any:
+    """The value as it is bound. Raises OverflowError for a datetime that UTC has not."""
+    if isinstance(value, dt.datetime) and value.tzinfo:
+        return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
+    return value.bytes if isinstance(value, uuid.UUID) else value
 
 
 class Index:
@@ -769,6 +782,8 @@ class Index:
         self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in types.items()}
         self.unique = unique
         self.columns = {name: _column(type_) for name, type_ in self.types.items()}
+        self._names = {"table": _quote(table), "names": _names(names)}
+        self._names["index_names"] = _names(names, "i.")
 
     def __repr__(self) -> str:
         return f"Index({self.table!r}, {self.types!r}, unique={self.unique})"
@@ -814,8 +829,8 @@ class Index:
     def populate(self, datastore: Datastore, *, progress: Progress | None = None) -> int:
         """Makes the table agree with the entities. Returns how many rows it had to change.
 
-        Others may write meanwhile. progress: called as tqdm.tqdm is. Raises TypeError, ValueError or
-        Duplicate for an entity that it cannot have.
+        Others may write meanwhile. progress: called as tqdm.tqdm is. Raises TypeError, ValueError
+        or Duplicate for an entity that it cannot have.
         """
         return datastore._populate(self, progress)
 
@@ -830,18 +845,18 @@ class Index:
         """The value as MySQL has it."""
         column = self.columns[name]
         told = f"index {self.table}: property {name} is declared {self.types[name]}, for which"
+        mend = f"give another value, or declare another type: Index(…, {{{name!r}: …}})"
         if type(value) is not column.python:
             given = f"{reprlib.repr(value)} is of another type, {type(value).__name__}"
-            raise TypeError(f"{told} {given}: give another value, or Index(…, {{{name!r}: …}})")
-        if not _fits(column, value):
-            raise ValueError(f"{told} {reprlib.repr(value)} is too large or too exact")
-        if isinstance(value, dt.datetime) and value.tzinfo:
-            return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
-        return value.bytes if isinstance(value, uuid.UUID) else value
+            raise TypeError(f"{told} {given}; {mend}")
+        with contextlib.suppress(OverflowError):
+            if _fits(column, value):
+                return _stored(value)
+        raise ValueError(f"{told} {reprlib.repr(value)} is too large or too exact; {mend}")
 
     def position(self, entity: Mapping[Any, Any]) -> tuple[Any, ...]:
         """Where the entity stands in the index's order."""
-        row = self.row(entity)
+        row = self.row(entity) if isinstance(entity, Mapping) else None
         if row is None:
             raise TypeError(f"{self}: after= takes an entity that has all of these properties")
         return *row, _check_id(entity.get("id"))
@@ -855,8 +870,7 @@ class Index:
 
     def sql(self, sql: str, **parts: str) -> str:
         """A statement with this index's names in it."""
-        names = {"table": _quote(self.table), "names": _names(self.types)}
-        return sql.format(**names, index_names=_names(self.types, "i."), **parts)
+        return sql.format(**self._names, **parts)
 
     def _conditions(self, match: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
         """A condition in SQL with its arguments; several, if "one of" is long."""
@@ -921,8 +935,8 @@ def _behind(columns: Sequence[str], values: Sequence[Any], sign: str) -> tuple[s
 #   changer   INSERT row b; RENAME COLUMN epoch_a TO epoch_b (it waits for that COMMIT)
 #   writer    START TRANSACTION; SELECT epoch_a …: error 1054. It reads row b, and begins again.
 #
-# The SELECT finds nothing. It holds a metadata lock until COMMIT, which the renaming waits for; on a
-# sharded server its ids lead to the shards that are written to. Of two changers the second gets
+# The SELECT finds nothing. It holds a metadata lock until COMMIT, which the renaming waits for; on
+# a sharded server its ids lead to the shards that are written to. Of two changers the second gets
 # 1054, too. Who dies in between leaves a row that nobody reads.
 
 
@@ -942,7 +956,7 @@ class _Catalogue(NamedTuple):
         return CHECK_EPOCH.format(epoch=self.epoch), ids or [""]
 
     def entry(self, index: Index, made: str = "") -> dict[str, Any]:
-        """What it says of the index, {} if nothing; NotPopulated if it is not the one `made` then."""
+        """What it says of the index, {} if nothing; NotPopulated if it is not `made` then."""
         entry: dict[str, Any] = self.entries.get(index.table) or {}
         if entry and repr(self.indexes[index.table]) != repr(index):
             raise ValueError(f"{self.indexes[index.table]} has this name: remove it before {index}")
@@ -951,7 +965,7 @@ class _Catalogue(NamedTuple):
         return entry
 
     def write(self, changes: Mapping[str, Any], new: bool = False) -> list[Statement]:
-        """Stores {id: (entity, body)}, or deletes: {id: None}. new: there is nothing under the ids."""
+        """Stores {id: (entity, body)}, or deletes: {id: None}. new: nothing has these ids."""
         ids = [*changes]
         stored = [(id, change[1]) for id, change in changes.items() if change]
         packet: list[Statement] = [] if new else [(DELETE_ENTITIES, ids)]
@@ -1127,6 +1141,15 @@ class _Store:
     def _query(self, *statement: Any) -> Rows:
         return self._server.repeat(lambda: self._server.read(statement)[0])
 
+    def _lock(self, ids: list[str]) -> Rows:
+        """Locks entities in a block. The check first: it may have to wait, and must hold no row."""
+
+        def attempt() -> Rows:
+            check = self._definitions.catalogue.check(ids)
+            return self._server.read(check, (LOCK_ENTITIES, ids))[-1]
+
+        return self._server.repeat(attempt, self._definitions.renew)
+
     def _ask(self, index: Index, sql: str, args: Sequence[Any], **parts: str) -> Rows:
         """Rows of a query that is answered only if the index is complete."""
 
@@ -1260,8 +1283,8 @@ class _Store:
                 raise
             raise NotPopulated(f"{index} was removed, or never added") from None
         self._server.repeat(lambda: self._definitions.publish(index, made))
-        # On Galera another node can write a locked entity: a row that was right when it was inserted
-        # may be wrong when it is committed. By now such writes are done.
+        # On Galera another node can write a locked entity: a row that was right when it was
+        # inserted may be wrong when it is committed. By now such writes are done.
         return changed + self._repair(index, made, None) if changed else 0
 
     def _repair(self, index: Index, made: str, progress: Progress | None) -> int:
@@ -1355,8 +1378,8 @@ class Datastore(_Store):
     def put(self, entity: dict[Any, Any], *, expect: int | None = None) -> str:
         """Stores the dictionary, whole, under its "id"; without one, under a new one, set in it.
 
-        expect: the version to be replaced (0: none), else Conflict. Returns the id. Raises TypeError
-        or ValueError for what cannot be stored, Duplicate, and Unknown.
+        expect: the version to be replaced (0: none), else Conflict. Returns the id. Raises
+        TypeError or ValueError for what cannot be stored, Duplicate, and Unknown.
         """
         id, whole, body = self._prepare(entity)
         changes = {id: (whole, body)}
@@ -1412,11 +1435,11 @@ class Datastore(_Store):
     def get_many(self, ids: Iterable[str]) -> dict[str, Entity]:
         """{id: entity} of those that there are; otherwise as get."""
         asked = [_check_id(id) for id in ids]
-        select = LOCK_ENTITIES if self._server.block else SELECT_ENTITIES
         found = {}
         for start in range(0, len(asked), PAGE):
-            for row in self._query(select, asked[start : start + PAGE]):
-                found[row[1]] = self._read(row)
+            page = asked[start : start + PAGE]
+            rows = self._lock(page) if self._server.block else self._query(SELECT_ENTITIES, page)
+            found.update({row[1]: self._read(row) for row in rows})
         return {id: found[id] for id in asked if id in found}
 
     def delete(self, id: str, *, expect: int | None = None) -> bool:
@@ -1459,8 +1482,8 @@ class Datastore(_Store):
     def transaction(self) -> Iterator[None]:
         """What is done inside is committed together, or rolled back on any exception.
 
-        Inner ones join the outer. It is for the thread and the task that begins it, and not repeated:
-        a deadlock (1213, 1205, 1020) is raised. Raises Unknown.
+        Inner ones join the outer. It is for the thread and the task that begins it, and is not
+        repeated: a deadlock (1213, 1205, 1020) is raised. Raises Unknown.
         """
         with self._server.transaction() as block:
             try:
@@ -1510,7 +1533,7 @@ class Datastore(_Store):
         self._change(_check_id(id), lambda row: None, None, *versions)
 
     def schema(self, *, limit: int | None = None, progress: Progress | None = None) -> Schema:
-        """The types of dictionary in the store; in the oldest `limit` entities. progress: as scan."""
+        """The types of dictionary in the store, or in its oldest `limit` entities."""
         return Schema(itertools.islice(self.scan(progress=progress), limit))
 
     @property
@@ -1549,40 +1572,37 @@ class Datastore(_Store):
 
 
 class Shape(NamedTuple):
-    """A type of dictionary: how many entities have it, their share, {key: type}, an example's id."""
+    """A type of dictionary: its entities, their share, {key: type}, the id of an example."""
 
     entities: int
     share: float
     fields: dict[str, str]
     example: str
 
-    def __str__(self) -> str:
-        fields = ", ".join([f"{key}: {kind}" for key, kind in self.fields.items()])
-        return _printable(f"{self.entities:10,} {self.share:7.1%}  {self.example}  {fields}")
-
 
 class Schema:
-    """The types of dictionary of some entities, `shapes`, the most frequent first. A screen as str."""
+    """The types of dictionary, `shapes`, of `count` entities, the most frequent first."""
 
     def __init__(self, entities: Iterable[Mapping[Any, Any]]) -> None:
         counts: collections.Counter[Any] = collections.Counter()
         examples: dict[Any, str] = {}
         for entity in entities:
-            fields = tuple(sorted([(str(key), _kind(value)) for key, value in entity.items()]))
+            fields = tuple(sorted([(str(key), type(entity[key]).__name__) for key in entity]))
             counts[fields] += 1
             examples.setdefault(fields, entity["id"])
+        self.count = counts.total()
         self.shapes = [
-            Shape(count, count / sum(counts.values()), dict(fields), examples[fields])
+            Shape(count, count / self.count, dict(fields), examples[fields])
             for fields, count in counts.most_common()
         ]
 
     def __str__(self) -> str:
-        lines = [str(shape)[:79] for shape in self.shapes[:20]]
-        return "\n".join([f"{len(self.shapes):,} types of dictionary", *lines])
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else type(value).__name__
+        """The first of them, on a screen of 24 lines and 80 columns."""
+        lines = [f"{self.count:,} entities, {len(self.shapes):,} types of dictionary"]
+        for count, share, fields, example in self.shapes[:10]:
+            lines.append(f"{count:,} ({share:.1%}), such as {example}")
+            lines.append("  " + ", ".join([f"{key}: {type_}" for key, type_ in fields.items()]))
+        return "\n".join([_printable(line)[:79] for line in lines])
 
 
 def _printable(text: str) -> str:
@@ -1590,59 +1610,55 @@ def _printable(text: str) -> str:
     return "".join([char if char.isprintable() else repr(char)[1:-1] for char in text])
 
 
+def _text(thing: Any) -> str:
+    """A thing for people; the values of an entity as Python writes them."""
+    if not isinstance(thing, Entity):
+        return str(thing)
+    lines = [f"{k}: {v!r}" for k, v in thing.items()]
+    return "\n  ".join(map(_printable, [f"version {thing.version}, {thing.updated}", *lines]))
+
+
 def _json(value: Any, outer: tuple[int, ...] = ()) -> Any:
-    """What JSON has not becomes {"its type": its text}."""
+    """What JSON has not becomes {"its type": its text}; so does what holds itself."""
+    kind = type(value).__name__
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if id(value) in outer:
-        return {_kind(value): "…"}
+        return {kind: "…"}
     outer = *outer, id(value)
     if isinstance(value, dict):
         keys = [key if isinstance(key, str) else repr(key) for key in value]
         return dict(zip(keys, [_json(item, outer) for item in value.values()]))
     if isinstance(value, (list, tuple, set, frozenset)):
         items = [_json(item, outer) for item in value]
-        return items if isinstance(value, (list, tuple)) else {_kind(value): items}
-    return {_kind(value): value.hex() if isinstance(value, (bytes, bytearray)) else str(value)}
+        return items if isinstance(value, (list, tuple)) else {kind: items}
+    return {kind: value.hex() if isinstance(value, bytes) else str(value)}
 
 
-def _text(thing: Any) -> str:
-    """A thing for people; the values of an entity as Python writes them."""
-    if not isinstance(thing, Entity):
-        return str(thing)
-    head = f"{thing['id']}  version {thing.version}, {thing.updated:%Y-%m-%d %H:%M:%S} UTC"
-    return "\n".join([_printable(head), *[_printable(f"  {k}: {v!r}") for k, v in thing.items()]])
-
-
-EXAMPLES = """\
-  slim app schema                          what types of dictionary there are
-  slim app get 01a2089d-7bfb-7861-ba78-80e658e91f0f
-  slim app indexes
-  slim app find index_city city=London city=Paris 'born>=1900-01-01' 'born<1950-01-01'
-  slim app populate index_city             compare an index with the entities, and repair it
-
-It reads the option files of mysql. A property that is given twice is one of the values. With --json
-a line is an entity, and what JSON has not is {"its type": its text}.
-"""
+EPILOG = """Ranges: slim app find index_city city=London 'born>=1900-01-01' 'born<1950-01-01'. A
+property given twice is "one of". What JSON has not becomes {"its type": its text}."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("slim", add_help=False, epilog=EXAMPLES, formatter_class=style)
-    parser.add_argument("--help", action="help")
-    parser.add_argument("-h", "--host")
-    parser.add_argument("-P", "--port", type=int)
-    parser.add_argument("-S", "--socket", dest="unix_socket")
-    parser.add_argument("-u", "--user")
-    parser.add_argument("-p", "--password", nargs="?", const="", help="-pSECRET; -p asks for it")
-    parser.add_argument("--defaults-file", dest="read_default_file")
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
-    parser.add_argument("database")
-    parser.add_argument("verb", choices=["schema", "get", "indexes", "find", "populate"])
-    parser.add_argument("what", nargs="?", help="an ID, or an INDEX")
-    parser.add_argument("match", nargs="*", help="property=value 'property>=low' 'property<high'")
+    suppress = argparse.SUPPRESS
+    parser = argparse.ArgumentParser(
+        "slim", add_help=False, argument_default=suppress, epilog=EPILOG
+    )
+    add = parser.add_argument
+    add("--help", action="help")
+    add("-h", "--host")
+    add("-P", "--port", type=int)
+    add("-S", "--socket", dest="unix_socket")
+    add("-u", "--user")
+    add("-p", "--password", help="-pSECRET; -p asks for it")
+    add("--defaults-file", dest="read_default_file", help="instead of those that mysql reads")
+    add("--json", action="store_true", default=False, help="print JSON lines")
+    add("database")
+    add("verb", choices=["schema", "get", "indexes", "find", "populate"])
+    add("what", nargs="?", default="", help="an ID, or an INDEX")
+    add("match", nargs="*", default=[], help="property=value 'property>=low' 'property<high'")
     return parser
 
 
@@ -1650,66 +1666,64 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
     """What find is asked for, from words such as age>=18."""
     match: dict[str, Any] = {}
     for word in words:
-        name, sign, text = re.split("(>=|<|=|$)", word, maxsplit=1)
-        if name not in index.types:
-            raise ValueError(f"{word!r} is not property=value, with a property of {index}")
-        cls: Any = index.columns[name].python
-        parse = {bool: json.loads, bytes: str.encode}.get(cls, getattr(cls, "fromisoformat", cls))
         try:
-            value = parse(text)
-        except (ValueError, ArithmeticError):
-            raise ValueError(f"{text!r} is no {cls.__name__}, as {name} is in {index}") from None
-        ends = match.get(name, slice(None))
-        if sign == "=":
-            match.setdefault(name, []).append(value)
-        else:
-            match[name] = slice(value, ends.stop) if sign == ">=" else slice(ends.start, value)
+            name, sign, text = re.split("(>=|<|=)", word, maxsplit=1)
+            cls: Any = index.columns[name].python
+            parse = {bool: json.loads, bytes: str.encode}.get(cls, cls)
+            value = getattr(cls, "fromisoformat", parse)(text)
+            ends = match.get(name, slice(None))
+            if sign == "=":
+                match.setdefault(name, []).append(value)
+            elif sign == "<":
+                match[name] = slice(ends.start, value)
+            else:
+                match[name] = slice(value, ends.stop)
+        except (ValueError, LookupError, ArithmeticError, AttributeError):
+            raise ValueError(f"{word!r} is no condition for {index}") from None
     return match
 
 
-def _answer(options: argparse.Namespace, store: Datastore) -> Iterator[Any]:
+def _answer(store: Datastore, as_json: bool, verb: str, what: str, words: Any) -> Iterator[Any]:
     """What a command prints."""
     indexes = {index.table: index for index in store.indexes}
-    if options.verb == "schema":
+    if verb == "schema":
         schema = store.schema()
-        yield from schema.shapes if options.json else [schema]
-    elif options.verb == "indexes":
+        yield from [shape._asdict() for shape in schema.shapes] if as_json else [schema]
+    elif verb == "indexes":
         yield from indexes.values()
-    elif options.verb == "get":
-        entity = store.get(options.what)
+    elif verb == "get":
+        entity = store.get(what)
         if entity is None:
-            raise ValueError(f"there is no entity {options.what!r}")
+            raise ValueError(f"there is no entity {what!r}")
         yield entity
-    elif options.what not in indexes:
-        raise ValueError(f"there is no index {options.what!r}, but {[*indexes]}")
-    elif options.verb == "find":
-        index = indexes[options.what]
-        yield from index.find(store, _match(index, options.match))
+    elif what not in indexes:
+        raise ValueError(f"there is no index {what!r}, but {[*indexes]}")
+    elif verb == "find":
+        yield from indexes[what].find(store, _match(indexes[what], words))
     else:
-        yield f"{indexes[options.what].populate(store):,} rows were wrong"
+        yield f"{indexes[what].populate(store):,} rows were wrong"
 
 
 def main() -> None:
     """The command line, `python -m slim`. Exits with 1 after an error, with 2 if called wrongly."""
-    options = _parser().parse_intermixed_args()
-    names = ["host", "user", "password", "database", "port", "unix_socket", "read_default_file"]
-    given = {name: value for name, value in vars(options).items() if name in names and value}
-    # Half of a surrogate pair can be stored; it is printed as its escape.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # As with mysql, -p alone does not take the next word.
+    words = ["--password=" if word == "-p" else word for word in sys.argv[1:]]
+    options = vars(_parser().parse_intermixed_args(words))
+    asked = [options.pop(name) for name in ("json", "verb", "what", "match")]
     try:
-        if options.password == "":
-            given["password"] = getpass.getpass("Enter password: ")
+        if options.get("password") == "":
+            options["password"] = getpass.getpass("Enter password: ")
+        options["read_default_group"] = "client"
         # A Datastore would make the tables. Who looks at a database should find it as it was.
-        given["read_default_group"] = "client"
-        with contextlib.closing(MySQLdb.connect(**given)) as connection:
+        with contextlib.closing(MySQLdb.connect(**options)) as connection:
             connection.query("DO (SELECT COUNT(*) FROM entities_catalogue)")
-        with Datastore(*[given.pop(name, None) for name in names[:4]], **given) as store:
-            for thing in _answer(options, store):
-                print(json.dumps(_json(thing)) if options.json else _text(thing), flush=True)
+        with Datastore(**{"host": None, "user": None, "password": None, **options}) as store:
+            for thing in _answer(store, *asked):
+                line = json.dumps(_json(thing), ensure_ascii=False) if asked[0] else _text(thing)
+                print(line, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
-        # The reader closed the pipe. What is flushed at exit must not say so again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+        # The reader closed the pipe. What is flushed at exit would say so again.
+        os._exit(1)
     except (Error, MySQLdb.Error, TypeError, ValueError, EOFError, RecursionError) as error:
         text = error.args[-1] if isinstance(error, MySQLdb.Error) else error
         sys.exit("slim: " + _printable(" ".join(str(text).split())))
