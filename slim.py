@@ -1621,20 +1621,24 @@ def _text(thing: Any) -> str:
 def _json(value: Any, outer: tuple[int, ...] = ()) -> Any:
     """What JSON has not becomes {"its type": its text}; so does what holds itself."""
     kind = type(value).__name__
-    if value is None or isinstance(value, (str, int)):
+    if isinstance(value, (str, int, types.NoneType)):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if id(value) in outer:
         return {kind: "…"}
-    outer = *outer, id(value)
+    inner = functools.partial(_json, outer=(*outer, id(value)))
     if isinstance(value, dict):
-        keys = [key if isinstance(key, str) else repr(key) for key in value]
-        return dict(zip(keys, [_json(item, outer) for item in value.values()]))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [_json(item, outer) for item in value]
-        return items if isinstance(value, (list, tuple)) else {kind: items}
+        return {_key(key): inner(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [*map(inner, value)]
+    if isinstance(value, (set, frozenset)):
+        return {kind: [*map(inner, value)]}
     return {kind: value.hex() if isinstance(value, bytes) else str(value)}
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else repr(key)
 
 
 EPILOG = """Ranges: slim app find index_city city=London 'born>=1900-01-01' 'born<1950-01-01'. A
