@@ -9,13 +9,16 @@ import os
 import signal
 import socketserver
 import threading
+import time
 import wsgiref.simple_server
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import MySQLdb
 import pytest
-from test_readme import BLOCKS, of_account
+from proxy import proxied
+from test_readme import BLOCKS, README, of_account
 
 import slim
 
@@ -108,3 +111,21 @@ def test_calls_of_asyncio_tasks_run_beside_each_other_in_threads(
 
     assert len(asyncio.run(main())) > 1
     assert (store.get(key) or {})["count"] == 10 == len(store) - 1
+
+
+def test_no_call_hangs_in_a_silent_network_with_the_timeouts_that_the_readme_names(
+    connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The README's are longer: a test does not wait for a minute.
+    assert "`connect_timeout=10, read_timeout=60`" in README
+    monkeypatch.setattr(slim, "RETRY_SECONDS", 1)
+    with proxied(connect) as (proxy, through):
+        with slim.Datastore(**through, connect_timeout=1, read_timeout=1) as store:
+            store.put({"id": "a"})
+            proxy.delay = 4
+            start = time.monotonic()
+            with pytest.raises(MySQLdb.OperationalError):
+                store.get("a")
+            with pytest.raises((MySQLdb.OperationalError, slim.Unknown)):
+                store.put({"id": "a"})
+            assert time.monotonic() - start < 20
