@@ -85,8 +85,8 @@ def scan(store: slim.Datastore) -> int:
 
 def line(what: str, should: str, costs: dict[Any, float], per: str = "µs") -> list[str]:
     cells = [f"{size:,}: {cost:,.0f}" for size, cost in costs.items()]
-    first, *_, last = costs.values()
-    return [what, should, f"{per}: {', '.join(cells)}", f"{last / first:.2f}"]
+    first, last = min(costs), max(costs)
+    return [what, should, f"{per}: {', '.join(cells)}", f"{costs[last] / costs[first]:.2f}"]
 
 
 # ---- time ----------------------------------------------------------------------------------------
@@ -276,11 +276,11 @@ def connections(server: Named, entities: int) -> None:
             body.append([told, requests(proxy, counted, key), middle(closed)])
             times = come_and_go(get)
     body.append(["get, by 200 threads, 20 at a time", "", middle(times)])
-    print(table(["", "round trips", "ms"], body), flush=True)
+    print(table(["", "requests", "ms"], body), flush=True)
 
 
 def requests(proxy: Proxy, store: slim.Datastore, key: str) -> int:
-    """How many a get makes. Logging in is not counted."""
+    """How many a get makes, with the goodbye to a connection. Logging in is not counted."""
     proxy.requests = 0
     store.get(key)
     return proxy.requests
@@ -332,43 +332,48 @@ def opening(server: Named, count: int) -> list[Any]:
 
 def deployment(server: Named, entities: int) -> None:
     """What a put of another process takes while an index is added."""
-    index = slim.Index("index_city", "city")
     with opened_with(server, entities) as (store, connect), putting(connect) as (puts, stop):
+        start = time.monotonic()
         time.sleep(5)
-        begin = time.monotonic()
-        store.add_index(index)
-        end = time.monotonic()
-        store.remove_index(index)
+        alone = start, time.monotonic()
+        adding, told = add_index(store)
         time.sleep(2)
-        held = time.monotonic()
         holder = threading.Thread(target=hold_open, args=(connect, OPEN_SECONDS))
         holder.start()
         time.sleep(1)
-        told = "added"
-        try:
-            store.add_index(index)
-        except (slim.Error, MySQLdb.Error) as error:
-            told = f"given up: {error}"
-        added = time.monotonic()
+        waiting, told_then = add_index(store)
         holder.join()
         stop.set()
         latencies = puts.recv()
-    periods = {
-        "nothing else": (0.0, begin),
-        f"an index is added to {entities:,} entities ({end - begin:.1f} s)": (begin, end),
-        f"the same, a transaction is open for {OPEN_SECONDS} s ({told} after {added - held:.1f} s)": (
-            held,
-            added,
-        ),
-    }
-    body = []
-    for what, (low, high) in periods.items():
-        found = [took for start, took in latencies if low <= start < high]
-        ranked = statistics.quantiles(found, n=100)
-        body.append(
-            [what, len(found), *[f"{ms:.1f}" for ms in (ranked[49], ranked[98], max(found))]]
-        )
+    held = f"the same, a transaction is open for {OPEN_SECONDS} s"
+    body = [
+        ["nothing", *ranked(latencies, alone)],
+        [f"an index for {entities:,} entities: {told}", *ranked(latencies, adding)],
+        [f"{held}: {told_then}", *ranked(latencies, waiting)],
+    ]
     print(table(["meanwhile", "puts", "median, ms", "99th", "longest"], body), flush=True)
+
+
+def add_index(store: slim.Datastore) -> tuple[tuple[float, float], str]:
+    """When it began and ended, and what came of it. It is removed again."""
+    index = slim.Index("index_city", "city")
+    start = time.monotonic()
+    told = "added"
+    try:
+        store.add_index(index)
+    except (slim.Error, MySQLdb.Error) as error:
+        told = f"given up ({error})"
+    end = time.monotonic()
+    if told == "added":
+        store.remove_index(index)
+    return (start, end), f"{told} after {end - start:.1f} s"
+
+
+def ranked(latencies: Sequence[tuple[float, float]], period: tuple[float, float]) -> list[Any]:
+    """How many puts began in the period; the median, the 99th of a hundred and the longest."""
+    found = sorted([took for start, took in latencies if period[0] <= start < period[1]])
+    places = len(found) // 2, len(found) * 99 // 100, len(found) - 1
+    return [len(found), *[f"{found[place]:.1f}" for place in places if found]]
 
 
 @contextmanager
@@ -385,6 +390,7 @@ def putting(connect: dict[str, Any]) -> Iterator[Any]:
     stop = CONTEXT.Event()
     child = CONTEXT.Process(target=put_on, args=(theirs, stop, connect))
     child.start()
+    ours.recv()
     try:
         yield ours, stop
     finally:
@@ -393,8 +399,9 @@ def putting(connect: dict[str, Any]) -> Iterator[Any]:
 
 
 def put_on(pipe: Any, stop: Any, connect: dict[str, Any]) -> None:
-    latencies = []
+    latencies: list[tuple[float, float]] = []
     with slim.Datastore(**connect) as store:
+        pipe.send("ready")
         while not stop.is_set():
             (document,) = synthetic(1, new=True)
             start = time.monotonic()

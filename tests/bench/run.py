@@ -55,6 +55,7 @@ class Job(NamedTuple):
     # slim's rate, at the least, divided by that of the floor, and of the first edition.
     floor: float = 0
     first: float = 0.97
+    clock: Callable[[], float] = time.perf_counter
 
 
 def changed(standing: Sequence[Any]) -> list[Any]:
@@ -87,11 +88,18 @@ JOBS = {
     "put, expect": Job("expect", lambda who, standing: [*map(who.get, ids(standing))], first=0),
     "update": Job("update", lambda who, standing: ids(standing), first=0),
     "delete": Job("delete", lambda who, _: stored(who), first=0),
-    "encode": Job("encode", lambda who, standing: random.sample(standing, 50), floor=0.7),
+    # They wait for nothing, so that the processor's time is theirs.
+    "encode": Job(
+        "encode",
+        lambda who, standing: random.sample(standing, 50),
+        floor=0.7,
+        clock=time.thread_time,
+    ),
     "decode": Job(
         "decode",
         lambda who, standing: [*map(who.encode, random.sample(standing, 50))],
         floor=1 / 1.4,
+        clock=time.thread_time,
     ),
 }
 
@@ -155,9 +163,9 @@ def race(job: Job, able: Sequence[Any], standing: Sequence[Any], rounds: int) ->
         for contestant in [*able[shift:], *able[:shift]]:
             calls = job.make(contestant, standing)
             method = getattr(contestant, job.method)
-            start = time.perf_counter()
+            start = job.clock()
             results = [method(each) for each in calls]
-            took = time.perf_counter() - start
+            took = job.clock() - start
             if number >= 0:
                 documents = len(calls) * job.per_call or results[0]
                 seconds[contestant.name].append(took / documents)
