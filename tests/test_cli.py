@@ -160,7 +160,8 @@ def test_schema_fits_a_screen_and_json_has_all(store: slim.Datastore, run: Slim)
     done = run("schema")
     assert (done.returncode, done.stderr) == (0, "")
     first, most, *lines = done.stdout.splitlines()
-    assert first == "31 types of dictionary" and most.startswith("2 (6.2%), such as ")
+    assert first == "32 entities, 31 types of dictionary"
+    assert most.startswith("2 (6.2%), such as ")
     assert len(lines) <= 22 and max(map(len, lines)) <= 79
     shapes = [json.loads(line) for line in run("schema", "--json").stdout.splitlines()]
     assert len(shapes) == 31 and sum(shape["entities"] for shape in shapes) == 32

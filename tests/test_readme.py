@@ -146,7 +146,9 @@ def test_program_of_the_readme_runs(
 ) -> None:
     (program,) = [block.text for block in BLOCKS if block.text.startswith("import slim\n")]
     exec(compile(of_account(program), "README.md", "exec"), {"connect": connect})
-    assert re.match(r"Hello 2\d{3}-.*\+00:00\n1 types of dictionary\n", capsys.readouterr().out)
+    assert re.match(
+        r"Hello 2\d{3}-.*\+00:00\n1 entities, 1 types of dictionary\n", capsys.readouterr().out
+    )
 
 
 def test_account_of_the_readme_serves_its_program(server: Named, connect: dict[str, Any]) -> None:
