@@ -1723,7 +1723,7 @@ def main() -> None:
             connection.query("DO (SELECT COUNT(*) FROM entities_catalogue)")
         with Datastore(**{"host": None, "user": None, "password": None, **options}) as store:
             for thing in _answer(store, *asked):
-                line = json.dumps(_json(thing), ensure_ascii=False) if asked[0] else _text(thing)
+                line = json.dumps(_json(thing)) if asked[0] else _text(thing)
                 print(line, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         # The reader closed the pipe. What is flushed at exit would say so again.

@@ -7,10 +7,8 @@ import copy
 import datetime as dt
 import pathlib
 import pickle
-import uuid
 import zlib
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -51,7 +49,6 @@ values = st.recursive(
         | st.sets(hashables)
         | st.frozensets(hashables)
         | st.text().map(collections.Counter)
-        | st.dictionaries(st.text(), inner).map(lambda items: collections.defaultdict(list, items))
     ),
     max_leaves=12,
 )
@@ -137,52 +134,6 @@ PYTHON_2: dict[
     b"]q\x07h\x05a\x85q\x08Rq\tU\x04whencdatetime\ndatetime\nq\nU\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0b\x85q\x0cRq\r"
     b"U\x03daycdatetime\ndate\nq\x0eU\x04\x07\xd9\x02\x1bq\x0f\x85q\x10Rq\x11u.",
 }
-
-
-@pytest.mark.parametrize("protocol", PYTHON_2)
-def test_body_that_python_2_wrote_is_read(protocol: int) -> None:
-    assert typed(slim.decode(zlib.compress(PYTHON_2[protocol]))) == typed(IN_2009)
-
-
-@pytest.mark.parametrize(
-    "pickled, value",
-    [
-        (b"S'b\\xc3\\xb3b'\n", "bób"),  # a byte string, as text was written then
-        (b"U\x04b\xc3\xb3b", "bób"),
-        (b"T\x04\0\0\0b\xc3\xb3b", "bób"),
-        (b"U\x01\xf3", "\udcf3"),
-        (b"cdecimal\nDecimal\n(S'1.50'\ntR", Decimal("1.50")),
-        (
-            b"ccopy_reg\n_reconstructor\n(cuuid\nUUID\nc__builtin__\nobject\nNtR(dS'int'\nL123L\nsb",
-            uuid.UUID(int=123),
-        ),
-        (b"cdatetime\ntimedelta\n(I1\nI2\nI3\ntR", dt.timedelta(1, 2, 3)),
-        (
-            b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRS'a'\n(lp1\nI1\nas",
-            collections.defaultdict(list, a=[1]),
-        ),
-        (b"ccollections\nOrderedDict\n((lp1\n(lp2\nS'a'\naI1\naatR", collections.OrderedDict(a=1)),
-        (b"c__builtin__\nfrozenset\n((lp1\nI1\natR", frozenset([1])),
-        (b"ccollections\ndeque\n((lp1\nI1\natR", collections.deque([1])),
-        (b"c__builtin__\ncomplex\n(F1.0\nF2.0\ntR", 1 + 2j),
-    ],
-)
-def test_value_that_python_2_wrote_is_read(pickled: bytes, value: Any) -> None:
-    decoded = slim.decode(zlib.compress(b"(dS'value'\n" + pickled + b"s."))
-    assert typed(decoded) == typed({"value": value})
-
-
-def test_body_of_2009_is_found_updated_and_indexed(
-    store: slim.Datastore, sql: Callable[..., Any]
-) -> None:
-    sql(
-        "INSERT INTO entities (id, body, updated) VALUES ('x', %s, '2009-02-27 12:30:00')",
-        [zlib.compress(PYTHON_2[0])],
-    )
-    by_name = store.add_index(slim.Index("index_name", "name"))
-    assert by_name.get_all(store, name="bób") == [IN_2009]
-    store.update("x", lambda entity: entity.update(n=6))
-    assert store.get("x") == {**IN_2009, "n": 6}
 
 
 def test_max_size_bounds_what_a_body_decompresses_to(

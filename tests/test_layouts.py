@@ -147,19 +147,17 @@ def test_missing_table_is_an_error_that_prints_the_statement_for_the_dba(
     created = []
     while True:
         try:
-            store = slim.Datastore(**limited, indexes=[BY_USER])
+            store = slim.Datastore(**limited)
             break
         except slim.Error as error:
-            assert isinstance(error.__cause__, MySQLdb.Error)
             assert "secret" not in str(error)
             created.append(statement := "CREATE TABLE" + str(error).partition("CREATE TABLE")[2])
             sql(statement)
     assert [statement.split()[2].strip("`") for statement in created] == [
         "entities",
-        "index_user_id",
+        "entities_catalogue",
     ]
-    with store:
-        use(store)
+    store.close()
 
 
 def test_index_of_another_account_cannot_be_removed_or_added_without_the_privilege(
@@ -167,7 +165,7 @@ def test_index_of_another_account_cannot_be_removed_or_added_without_the_privile
 ) -> None:
     slim.Datastore(**connect, indexes=[BY_USER]).close()
     with slim.Datastore(**limited) as store:
-        with pytest.raises((slim.Error, MySQLdb.Error), match="(?i)drop|denied"):
+        with pytest.raises((slim.Error, MySQLdb.Error), match="ALTER TABLE entities_catalogue"):
             store.remove_index(BY_USER)
         with pytest.raises(slim.Error, match="CREATE TABLE `index_n`"):
             store.add_index(slim.Index("index_n", {"n": int}))

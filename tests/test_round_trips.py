@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,13 +38,14 @@ def test_writes_are_one_round_trip_whatever_the_number_of_indexes(
     for number in range(indexes):
         far.add_index(slim.Index(f"index_{number}", f"p{number}", unique=number == 2))
     entity = {"id": "y", **{f"p{number}": "bob" for number in range(10)}}
+    # The connection that added the indexes has said goodbye by then.
+    time.sleep(0.3)
     for write in (
         lambda: far.put(entity),
         lambda: far.put({**entity, "p1": "amy"}),
         lambda: far.put({"p0": "new"}),
         lambda: far.put_many({**entity, "id": str(n), "p2": str(n)} for n in range(100)),
         lambda: far.put_many({"id": f"k{n % 2}", "p3": str(n)} for n in range(100)),
-        lambda: far.delete("y"),
     ):
         proxy.requests = 0
         write()
@@ -63,6 +65,7 @@ def test_conditional_writes_are_at_most_two(proxy: Proxy, far: slim.Datastore) -
         lambda: far.put({"id": "x"}, expect=version()),
         lambda: far.update("x", lambda entity: entity.update(n=1)),
         lambda: far.delete("x", expect=version()),
+        lambda: far.delete("y"),
     ):
         proxy.requests = 0
         write()
@@ -88,11 +91,11 @@ def test_reads_are_one_round_trip(proxy: Proxy, far: slim.Datastore) -> None:
         assert proxy.requests == 1
 
 
-def test_a_query_is_one_round_trip_for_each_page_of_5000(
+def test_a_query_is_one_round_trip_for_each_page_of_1000(
     proxy: Proxy, far: slim.Datastore, store: slim.Datastore
 ) -> None:
     by_name = far.add_index(slim.Index("index_0", "p0"))
-    store.put_many({"p0": "amy"} for _ in range(5_001))  # not through the proxy
+    store.put_many({"p0": "amy"} for _ in range(1_001))  # not through the proxy
     proxy.requests = 0
-    assert len(by_name.get_all(far, p0="amy")) == 5_001
+    assert len(by_name.get_all(far, p0="amy")) == 1_001
     assert proxy.requests == 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from check import in_threads
 from server import Named
 
@@ -30,26 +31,27 @@ def test_scan_of_nothing_is_empty(store: slim.Datastore) -> None:
 def test_scan_shows_the_moment_when_it_began_while_its_thread_writes(store: slim.Datastore) -> None:
     store.put_many({"id": f"{n:04}", "n": 0} for n in range(2_000))
     scan = store.scan()
+    seen = [("0000", next(scan)["n"])]
     store.put({"id": "new"})
-    seen = []
     for entity in scan:
         seen.append((entity["id"], entity["n"]))
         if int(entity["id"]) % 100 == 0:
             store.put({**entity, "n": 1})  # it would come once more, at the end
             store.delete(f"{int(entity['id']) + 50:04}")
     assert seen == [(f"{n:04}", 0) for n in range(2_000)]
-    assert len(store) == 2_000 - 20 + 1
+    assert len(store) == 2_000 - 19 + 1
 
 
-def test_scan_inside_a_transaction_shows_what_is_committed(store: slim.Datastore) -> None:
-    store.put({"id": "a"})
+def test_scan_inside_a_transaction_is_an_error_and_hides_no_write(store: slim.Datastore) -> None:
     with store.transaction():
         store.put({"id": "b"})
-        assert [entity["id"] for entity in store] == ["a"]
-    assert [entity["id"] for entity in store] == ["a", "b"]
+        for look in (lambda: list(store.scan()), lambda: next(iter(store)), store.schema):
+            with pytest.raises(slim.Error, match="transaction"):
+                look()
+    assert [entity["id"] for entity in store] == ["b"]
 
 
-def test_scan_that_is_given_up_leaves_no_connection_open(
+def test_scans_that_are_given_up_share_one_connection(
     server: Named, store: slim.Datastore, database: str
 ) -> None:
     def connections() -> int:
@@ -64,10 +66,9 @@ def test_scan_that_is_given_up_leaves_no_connection_open(
     for _ in range(3):
         scan = store.scan()
         next(scan)
-        assert connections() == before + 1
+        assert connections() <= before + 1
         scan.close()  # type: ignore[attr-defined]
-        while connections() > before:  # the server takes its time to notice
-            pass
+    assert connections() <= before + 1
 
 
 def test_scan_shows_its_progress(store: slim.Datastore) -> None:
