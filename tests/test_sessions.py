@@ -97,7 +97,6 @@ HOSTILE_OF = {
         "sql_mode = 'TIME_TRUNCATE_FRACTIONAL'",
         "resultset_metadata = 'NONE'",
         "sql_require_primary_key = 1, sql_generate_invisible_primary_key = 1",
-        "require_row_format = 1",
         "session_track_gtids = 'OWN_GTID', session_track_state_change = 1",
         "session_track_transaction_info = 'CHARACTERISTICS'",
         "optimizer_switch = 'derived_merge=off,semijoin=off,use_index_extensions=off'",
@@ -143,7 +142,10 @@ ASIDE = {
     "tmp_disk_table_size",
     # Which engines there may be is the administrator's to say.
     "enforce_storage_engine",
-    # Replication's own.
+    "use_secondary_engine",
+    # Replication's own. Its statements can be logged only where the isolation level is higher.
+    "binlog_format",
+    "require_row_format",
     "gtid_next",
     "original_commit_timestamp",
     "immediate_server_version",
