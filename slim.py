@@ -523,9 +523,10 @@ class _Server:
                 if block.begun:
                     self._send(block, [], commit=True)
             finally:
-                # The variable keeps it, for calls of those that are still inside.
+                # The variable keeps the block, for calls of those that are still inside.
                 block.ended = True
                 block.depth -= 1
+                block.connection = None
 
     def _send(self, block: _Block, packet: Sequence[Statement], commit: bool = False) -> list[Rows]:
         if block.failed:
