@@ -150,7 +150,7 @@ SET_SESSION = """
 SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
   sql_safe_updates = 0, sql_select_limit = 9223372036854775807, sql_big_selects = 1,
-  sql_auto_is_null = 0, completion_type = 0
+  sql_auto_is_null = 0, completion_type = 0, autocommit = 1
   /*!80000 , max_execution_time = 0 */
   /*M!100101 , max_statement_time = 0, timestamp = DEFAULT */;
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
@@ -1279,8 +1279,9 @@ class _Store:
         made = self._definitions.renew().entry(index).get("made", "never")
         try:
             changed = self._repair(index, made, progress)
-        except MySQLdb.ProgrammingError as error:
-            if _code(error) != ER.NO_SUCH_TABLE:
+        except MySQLdb.Error as error:
+            # Its table is gone, or is another one.
+            if _code(error) not in (ER.NO_SUCH_TABLE, ER.BAD_FIELD_ERROR):
                 raise
             raise NotPopulated(f"{index} was removed, or never added") from None
         self._server.repeat(lambda: self._definitions.publish(index, made))
