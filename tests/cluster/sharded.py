@@ -21,7 +21,30 @@ from vitess import KEYSPACE, Keyspace
 import slim
 
 TESTS = Path(__file__).parent.parent
-UNLIKE: dict[str, str] = {}
+KILL = "it ends the other connections: vtgate's list of them is the tablets', and KILL is off"
+UNLIKE = {
+    "test_forget_also_where_the_connection_was_closed_while_it_was_idle": KILL,
+    "test_lost_connection_in_a_block_never_autocommits_the_rest": KILL,
+    "test_block_whose_connection_is_lost_before_its_end_commits_nothing_and_says_so": KILL,
+    "test_packet_that_stops_in_the_middle_leaves_nothing_and_a_clean_connection": KILL,
+    "test_latest_twenty_read_twenty_index_rows_and_sort_nothing": (
+        "it asks for the server's plan and its counters, which vtgate has in another form"
+    ),
+    "test_put_of_a_body_over_the_packet_limit_names_both_and_stores_nothing": (
+        "it sets the server's global limit: vtgate has its own, and says 64 MiB"
+    ),
+    "test_deadlock_in_a_block_reaches_one_caller_and_the_other_commits": (
+        "across shards the time limit ends it, and both callers may be over it"
+    ),
+}
+
+# These hold, but not within the second in which vtgate learns the columns of a table: then error 1054 is raised, or an INSERT
+# that names no columns is refused.
+LATE = {
+    "test_table_and_property_names_are_data",
+    "test_index_that_is_removed_and_made_again_with_other_types_while_it_is_populated",
+    "test_populate_repairs_and_counts_missing_stale_and_orphaned_rows",
+}
 
 keyspace = Keyspace(
     Named(os.environ["SLIM_SERVER"]).connect, Named(os.environ["SLIM_SHARDS"]).connect
@@ -39,8 +62,8 @@ def pytest_sessionstart() -> None:
 def _declaring(add_index: Any) -> Any:
     @functools.wraps(add_index)
     def declare_and_add(store: slim.Datastore, index: slim.Index, **options: Any) -> Any:
-        one = index.unique and len(index.types) == 1
-        keyspace.declare(index.table, *(index.types if one else []))
+        # Two rows of a unique index that have the same values have to meet on one shard.
+        keyspace.declare(index.table, next(iter(index.types)) if index.unique else "entity_id")
         return add_index(store, index, **options)
 
     return declare_and_add
@@ -59,3 +82,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.name.partition("[")[0]
         if name in UNLIKE:
             item.add_marker(pytest.mark.xfail(reason=UNLIKE[name], strict=True))
+        if name in LATE:
+            item.add_marker(pytest.mark.xfail(reason="vtgate is late", strict=False))

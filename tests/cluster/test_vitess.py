@@ -25,7 +25,7 @@ import slim
 
 TESTS = Path(__file__).parent.parent
 # Files whose tests need nothing but a server that answers.
-SHORT = "put", "index", "versions", "transactions", "scan", "schema", "populate", "concurrency"
+SHORT = "put", "index", "versions", "transactions", "populate"
 WRITERS = 4
 SECONDS = 4  # of writing before, between and after two kills
 LONG_KILLS = 60  # with --long

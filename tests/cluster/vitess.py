@@ -116,25 +116,34 @@ class Keyspace:
     def declare(self, table: str, column: str = "entity_id") -> None:
         """What a DBA does before an index is added: says which column leads to a row's shard."""
         self.declared[table] = column
-        alter = f"ALTER VSCHEMA ON `{KEYSPACE}`.`{table}`"
         found = [(name, old) for _, name, _, _, old in self._vindexes(table)]
         if [old for _, old in found] == [column]:
             return
         for name, _ in found:
-            self.query(f"{alter} DROP VINDEX `{name}`")
-        # By the name of the entities' own vindex: with another one, also of this type, vtgate would ask
-        # for each row of an index where its entity is.
-        self.query(f"{alter} ADD VINDEX xxhash (`{column}`)")
+            self._alter(table, f"DROP VINDEX {_quote(name)}")
+        # By the name of the entities' own vindex: with another one, also of this type, vtgate would
+        # ask for each row of an index where its entity is.
+        self._alter(table, f"ADD VINDEX xxhash ({_quote(column)})")
+
+    def _alter(self, table: str, change: str) -> None:
+        while True:
+            try:
+                self.query(f"ALTER VSCHEMA ON {KEYSPACE}.{_quote(table)} {change}")
+                return
+            except MySQLdb.OperationalError as error:
+                # Another thread was declaring something.
+                if "please try again" not in str(error):
+                    raise
 
     def _vindexes(self, table: str) -> list[tuple[Any, ...]]:
         if (table,) not in self.query("SHOW VSCHEMA TABLES"):
             return []
-        return self.query(f"SHOW VSCHEMA VINDEXES ON `{KEYSPACE}`.`{table}`")
+        return self.query(f"SHOW VSCHEMA VINDEXES ON {KEYSPACE}.{_quote(table)}")
 
     def empty(self) -> None:
         """Drops all tables of the keyspace."""
         for shard in SHARDS:
-            names = [f"`{name}`" for (name,) in self.shard_rows(shard, "SHOW TABLES")]
+            names = [_quote(name) for (name,) in self.shard_rows(shard, "SHOW TABLES")]
             if names:
                 self.shard_rows(shard, f"DROP TABLE {', '.join(names)}")
 
@@ -285,6 +294,10 @@ class Vitess(Named):
                     told = log[-2000:]
                     raise RuntimeError(f"Vitess does not start ({error}):\n{told}") from error
                 time.sleep(0.2)
+
+
+def _quote(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _query(connect: dict[str, Any], sql: str) -> list[tuple[Any, ...]]:
