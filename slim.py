@@ -146,7 +146,7 @@ class Untrusted(Corrupt):
 # No default of a server or an account may refuse a statement, cut a result short, or change what
 # COMMIT, text and numbers mean. MySQL runs what is in /*!80000 */, MariaDB what is in /*M! */.
 # It is one statement with semicolons, as MariaDB would restore sql_mode after a compound one.
-SET_SESSION = """
+SET_SESSION = """\
 SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
   sql_safe_updates = 0, sql_select_limit = 9223372036854775807, sql_big_selects = 1,
@@ -440,6 +440,10 @@ CONVERSIONS[Decimal] = lambda value, _: format(value, "f")
 CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
+# How statements begin that answer with rows; SET_SESSION ends with a SELECT.
+ANSWERED = "SELECT", "SHOW", "ANALYZE", "SET NAMES"
+
+
 @dataclasses.dataclass
 class _Block:
     """An open transaction."""
@@ -550,7 +554,7 @@ class _Server:
         """One round trip. Returns the rows of each statement that has some."""
         query = self._query(connection, packet)
         # MySQLdb has no result for a statement without rows, nor for rows that are cut off.
-        asked = [sql for sql, *_ in packet if sql.startswith(("SELECT", "SHOW", "ANALYZE"))]
+        asked = [sql for sql, *_ in packet if sql.startswith(ANSWERED)]
         try:
             if not _is_quiet(connection):
                 # Said before the packet is sent, so that it is known that nothing was done.
@@ -812,8 +816,10 @@ class Index:
         """
         position = () if after is None else self.position(after)
         size = PAGE if limit is None else min(limit, PAGE)
+        sign, direction = ("<", " DESC") if reverse else (">", "")
+        order = self._order(match, direction)
         conditions = self._conditions(match)
-        found = [self._find(datastore, *each, position, reverse, size) for each in conditions]
+        found = [self._find(datastore, *each, position, sign, order, size) for each in conditions]
         merged = heapq.merge(*found, key=self.position, reverse=reverse)
         return itertools.islice(merged if len(found) > 1 else found[0], limit)
 
@@ -873,6 +879,12 @@ class Index:
         """A statement with this index's names in it."""
         return sql.format(**self._names, **parts)
 
+    def _order(self, match: Mapping[str, Any], direction: str) -> str:
+        # MariaDB 10.11 would sort by a column that has a single value.
+        single = {name for name in match if len(_one_of(match[name])) == 1}
+        columns = [name for name in [*self.types, "entity_id"] if name not in single]
+        return ", ".join([f"i.{_quote(name)}{direction}" for name in columns])
+
     def _conditions(self, match: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
         """A condition in SQL with its arguments; several, if "one of" is long."""
         conditions: list[tuple[str, list[Any]]] = [("TRUE", [])]
@@ -889,22 +901,27 @@ class Index:
             ends = {f"{column} >= %s": asked.start, f"{column} < %s": asked.stop}
             ends = {sql: self.value(name, end) for sql, end in ends.items() if end is not None}
             return [(" AND ".join(["TRUE", *ends]), [*ends.values()])]
-        one_of = asked if isinstance(asked, (set, frozenset, list)) else [asked]
         # Nothing is IN (NULL): an empty set matches nothing.
-        values = sorted({self.value(name, value) for value in one_of}) or [None]
+        values = sorted({self.value(name, value) for value in _one_of(asked)}) or [None]
         # Each page sends all of its condition again.
         starts = range(0, len(values), PAGE)
         return [(f"{column} IN %s", [values[start : start + PAGE]]) for start in starts]
 
     def _find(
-        self, datastore: Datastore, where: str, args: Any, position: Any, reverse: bool, size: int
+        self,
+        datastore: Datastore,
+        where: str,
+        args: Any,
+        position: Any,
+        sign: str,
+        order: str,
+        size: int,
     ) -> Iterator[Entity]:
         """What meets a condition, behind a position, in pages of a size."""
         columns = [f"i.{_quote(name)}" for name in [*self.types, "entity_id"]]
-        order = ", ".join([f"{column} DESC" if reverse else column for column in columns])
         more_rows = size > 0
         while more_rows:
-            behind, more = _behind(columns, position, "<" if reverse else ">")
+            behind, more = _behind(columns, position, sign)
             parts = {"where": f"{where} AND {behind}", "order": order}
             rows = datastore._ask(self, SELECT_MATCH, [*args, *more, size], **parts)
             more_rows = len(rows) == size
@@ -914,6 +931,13 @@ class Index:
                 # On a sharded server the row may be older than the entity.
                 if entity and self.row(entity) == position[:-1]:
                     yield entity
+
+
+def _one_of(asked: Any) -> Any:
+    """The values of a condition; none of a range."""
+    if isinstance(asked, slice):
+        return []
+    return asked if isinstance(asked, (set, frozenset, list)) else [asked]
 
 
 def _behind(columns: Sequence[str], values: Sequence[Any], sign: str) -> tuple[str, list[Any]]:
