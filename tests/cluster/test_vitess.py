@@ -24,8 +24,8 @@ from vitess import KEYSPACE, SHARDS, Vitess
 import slim
 
 TESTS = Path(__file__).parent.parent
-# Files whose tests need nothing but a server that answers.
-SHORT = "put", "index", "versions", "transactions", "populate"
+# Files that are enough without --long: what adds many indexes waits a second or two for each.
+SHORT = "put", "index", "transactions"
 WRITERS = 4
 SECONDS = 4  # of writing before, between and after two kills
 LONG_KILLS = 60  # with --long
