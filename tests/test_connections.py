@@ -525,9 +525,11 @@ store = slim.Datastore(**CONNECT, indexes=[slim.Index("index_n", {"n": int})])
 def work(n):
     threading.main_thread().join()
     try:
-        print(store.put_many({"n": n} for n in range(3000)))
+        told = str(store.put_many({"n": n} for n in range(3000)))
     except slim.Error as error:
-        print("refused")
+        told = "refused"
+    # In one piece: print() writes the end of a line by itself, and another thread in between.
+    print(f"{told}\\n", end="")
 for n in range(3):
     threading.Thread(target=work, args=(n,)).start()
 """
