@@ -1,4 +1,4 @@
-"""What `encode` writes `decode` reads again, type by type; and so it does with what Python 2 wrote in 2009."""
+"""What `encode` writes `decode` reads again, type by type."""
 
 from __future__ import annotations
 
@@ -102,38 +102,6 @@ def test_copy_of_an_entity_is_a_dictionary(
 ) -> None:
     store.put({"id": "x", "tags": ["a"]})
     assert again(store.get("x")) == {"id": "x", "tags": ["a"]}
-
-
-IN_2009 = {
-    "id": "x",
-    "n": 5,
-    "big": 10**20,
-    "f": 1.5,
-    "yes": True,
-    "none": None,
-    "name": "bób",
-    "list": ["a", 1],
-    "tags": {"a"},
-    "when": dt.datetime(2009, 2, 27, 12, 30),
-    "day": dt.date(2009, 2, 27),
-}
-PYTHON_2: dict[
-    int, bytes
-] = {  # pickle.dumps(…, protocol) of Python 2.7, its strings being bytes and unicode both
-    0: b"(dp0\nS'id'\np1\nS'x'\np2\nsS'n'\np3\nI5\nsS'big'\np4\nL100000000000000000000L\nsS'f'\np5\nF1.5\nsS'yes'\np6\nI01\n"
-    b"sS'none'\np7\nNsS'name'\np8\nVb\xf3b\np9\nsS'list'\np10\n(lp11\nS'a'\np12\naI1\nasS'tags'\np13\nc__builtin__\nset\np14\n"
-    b"((lp15\ng12\natp16\nRp17\nsS'when'\np18\ncdatetime\ndatetime\np19\n"
-    b"(S'\\x07\\xd9\\x02\\x1b\\x0c\\x1e\\x00\\x00\\x00\\x00'\np20\ntp21\nRp22\n"
-    b"sS'day'\np23\ncdatetime\ndate\np24\n(S'\\x07\\xd9\\x02\\x1b'\np25\ntp26\nRp27\ns.",
-    1: b"}q\x00(U\x02idq\x01U\x01xq\x02U\x01nK\x05U\x03bigL100000000000000000000L\nU\x01fG\x3f\xf8\0\0\0\0\0\0U\x03yesI01\n"
-    b"U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
-    b"(]q\x07h\x05atq\x08Rq\tU\x04whencdatetime\ndatetime\nq\n(U\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0btq\x0cRq\r"
-    b"U\x03daycdatetime\ndate\nq\x0e(U\x04\x07\xd9\x02\x1bq\x0ftq\x10Rq\x11u.",
-    2: b"\x80\x02}q\x00(U\x02idq\x01U\x01xq\x02U\x01nK\x05U\x03big\x8a\x09\0\0\x10c-^\xc7k\x05U\x01fG\x3f\xf8\0\0\0\0\0\0"
-    b"U\x03yes\x88U\x04noneNU\x04nameX\x04\0\0\0b\xc3\xb3bq\x03U\x04list]q\x04(U\x01aq\x05K\x01eU\x04tagsc__builtin__\nset\nq\x06"
-    b"]q\x07h\x05a\x85q\x08Rq\tU\x04whencdatetime\ndatetime\nq\nU\n\x07\xd9\x02\x1b\x0c\x1e\0\0\0\0q\x0b\x85q\x0cRq\r"
-    b"U\x03daycdatetime\ndate\nq\x0eU\x04\x07\xd9\x02\x1bq\x0f\x85q\x10Rq\x11u.",
-}
 
 
 def test_max_size_bounds_what_a_body_decompresses_to(
