@@ -47,7 +47,7 @@ def queries(connect: dict[str, Any]) -> Iterator[Query]:
         # It says the same whatever the server's defaults are.
         query(
             "SET autocommit = 1, time_zone = '+00:00', sql_safe_updates = 0, sql_mode = '',"
-            " sql_select_limit = 18446744073709551615, completion_type = 0"
+            " sql_select_limit = 9223372036854775807, completion_type = 0"
         )
         query("SET SESSION TRANSACTION READ WRITE")
         query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
