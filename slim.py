@@ -530,7 +530,7 @@ class _Server:
                 # The variable keeps the block, for calls of those that are still inside.
                 block.ended = True
                 block.depth -= 1
-                block.connection = None
+                block.connection = block.token = None
 
     def _send(self, block: _Block, packet: Sequence[Statement], commit: bool = False) -> list[Rows]:
         if block.failed:
@@ -1697,7 +1697,7 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
     match: dict[str, Any] = {}
     for word in words:
         try:
-            name, sign, text = re.split("(>=|<|=)", word, maxsplit=1)
+            name, sign, text = re.split("(>=|<(?!=)|=)", word, maxsplit=1)
             cls: Any = index.columns[name].python
             parse = {bool: json.loads, bytes: str.encode}.get(cls, cls)
             value = getattr(cls, "fromisoformat", parse)(text)
