@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import load
 import MySQLdb
 import pytest
-from check import catalogue, in_threads, until, wrong
-from proxy import Before, proxied
+from check import in_threads, until, wrong
+from proxy import Before, Packet, Proxy, proxied
 
 import slim
 
@@ -24,6 +24,25 @@ BY_USER = slim.Index("index_user", "user")
 BY_NUMBER = slim.Index("index_number", {"number": int})
 BY_EMAIL = slim.Index("index_email", "email", unique=True)
 WRITERS, KEYS = 6, 60
+
+
+class BeforePage(Before):
+    """Calls action() before this page of the entities, from 1 on, is read by populate."""
+
+    def __init__(self, number: int, action: Callable[[], object]) -> None:
+        super().__init__(b"FROM entities AS e LEFT JOIN", action)
+        self.left = number
+
+    def __call__(self, packet: Packet) -> int | None:
+        if packet.from_client and self.text in packet.data:
+            self.left -= 1
+        return None if self.left else super().__call__(packet)
+
+
+@pytest.fixture
+def proxy_and_connect(connect: dict[str, Any]) -> Iterator[tuple[Proxy, dict[str, Any]]]:
+    with proxied(connect) as both:
+        yield both
 
 
 def entity(dice: random.Random) -> dict[str, Any]:
@@ -56,9 +75,9 @@ def test_populate_repairs_and_counts_missing_stale_and_orphaned_rows(
     store: slim.Datastore, connect: dict[str, Any], sql: Sql
 ) -> None:
     store.add_index(BY_USER)
-    store.put_many({"id": f"e{n}", "user": "bob"} for n in range(20))
-    sql("DELETE FROM index_user WHERE entity_id IN ('e1', 'e2')")
-    sql("UPDATE index_user SET user = 'ann' WHERE entity_id IN ('e3', 'e4', 'e5')")
+    store.put_many({"id": f"e{n}", "user": "bob"} for n in range(600))
+    sql("DELETE FROM index_user WHERE entity_id IN ('e1', 'e599')")
+    sql("UPDATE index_user SET user = 'ann' WHERE entity_id IN ('e2', 'e300', 'e598')")
     sql("INSERT INTO index_user VALUES ('bob', 'nobody')")
     assert len(wrong(connect)) == 2 + 2 * 3 + 1
     assert BY_USER.populate(store) == 6
@@ -131,20 +150,6 @@ def test_populate_names_an_entity_that_cannot_be_read(store: slim.Datastore, sql
     assert BY_USER.count(store) == 1
 
 
-def test_progress_sees_every_entity_and_their_number(store: slim.Datastore) -> None:
-    store.put_many({"user": "bob"} for _ in range(250))
-    seen: list[Any] = []
-
-    def progress(rows: Any, total: int) -> Iterator[Any]:
-        seen.append(total)
-        for row in rows:
-            seen.append(None)
-            yield row
-
-    store.add_index(BY_USER, progress=progress)
-    assert seen == [250] + 250 * [None]
-
-
 def test_value_that_would_be_rounded_is_named_by_populate(store: slim.Datastore, sql: Sql) -> None:
     by_price = slim.Index("by_price", {"price": Decimal})
     exact = Decimal(1).scaleb(-31)
@@ -192,15 +197,16 @@ def test_populate_while_threads_write_ends_with_no_row_wrong(
         assert (BY_USER.populate(new), BY_NUMBER.populate(new)) == (0, 0)
 
 
-def test_entities_that_are_deleted_under_populate_leave_no_row(connect: dict[str, Any]) -> None:
-    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
-        one.put_many({"id": f"e{n:05}", "user": f"u{n % 3}"} for n in range(2_500))
+def test_entities_that_are_deleted_under_populate_leave_no_row(
+    proxy_and_connect: Any, connect: dict[str, Any]
+) -> None:
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put_many({"id": f"e{n:05}", "user": f"u{n % 3}"} for n in range(2_500))
         begun = threading.Event()
-
-        def progress(rows: Any, total: int) -> Iterator[Any]:
-            begun.set()
-            for row in rows:
-                yield row
+        proxy.cut = Before(b"FOR UPDATE", begun.set)
+        # Else it could be done before they are.
+        proxy.delay = 0.01
 
         def delete() -> int:
             assert begun.wait(20)
@@ -213,34 +219,35 @@ def test_entities_that_are_deleted_under_populate_leave_no_row(connect: dict[str
             return 1
 
         added, deleted, _ = in_threads(
-            lambda: one.add_index(BY_USER, progress=progress) is BY_USER, delete, put_without
+            lambda: one.add_index(BY_USER) is BY_USER, delete, put_without
         )
         assert added and deleted == 100
-        assert BY_USER.populate(one) == 0
+        assert BY_USER.populate(two) == 0
         assert BY_USER.count(two) == 2_300
     assert wrong(connect) == []
 
 
 def test_entity_that_changes_between_the_pages_of_populate_has_its_row(
-    connect: dict[str, Any],
+    proxy_and_connect: Any, connect: dict[str, Any]
 ) -> None:
     """A put moves it to another place: behind what was looked at, or before."""
-    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
-        one.put_many({"id": f"e{n:05}", "user": "bob"} for n in range(2_500))
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put_many({"id": f"e{n:05}", "user": "bob"} for n in range(2_500))
 
-        def progress(rows: Any, total: int) -> Iterator[Any]:
-            for number, row in enumerate(rows):
-                if number == 1_500:
-                    two.put({"id": "e00001", "user": "ann"})
-                    two.put({"id": "e02400", "user": "ann"})
-                    two.delete("e00002")
-                    two.delete("e02401")
-                yield row
+        def change() -> None:
+            two.put({"id": "e00001", "user": "ann"})
+            two.put({"id": "e02400", "user": "ann"})
+            two.delete("e00002")
+            two.delete("e02401")
 
         one.add_index(BY_USER, populate=False)
-        BY_USER.populate(one, progress=progress)
+        before = BeforePage(6, change)
+        proxy.cut = before
+        BY_USER.populate(one)
+        assert before.done
         assert BY_USER.count(two, user="ann") == 2
-        assert BY_USER.populate(one) == 0
+        assert BY_USER.populate(two) == 0
     assert wrong(connect) == []
 
 
@@ -265,26 +272,24 @@ def test_two_that_populate_one_index_and_writers_do_not_wait_for_each_other(
 
 
 def test_index_that_is_removed_and_made_again_with_other_types_while_it_is_populated(
-    connect: dict[str, Any],
+    proxy_and_connect: Any, connect: dict[str, Any]
 ) -> None:
     """It is not written by what was known of the first one, nor said to be complete."""
+    proxy, through = proxy_and_connect
     other = slim.Index("index_user", {"number": int})
-    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
-        one.put_many({"user": "bob", "number": 1} for _ in range(2_500))
-        seen: list[int] = []
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put_many({"user": "bob", "number": 1} for _ in range(2_500))
 
-        def progress(rows: Any, total: int) -> Iterator[Any]:
-            for number, row in enumerate(rows):
-                if number == 1_500 and not seen:
-                    seen.append(number)
-                    two.remove_index(BY_USER)
-                    two.add_index(other, populate=False)
-                yield row
+        def make_other() -> None:
+            two.remove_index(BY_USER)
+            two.add_index(other, populate=False)
 
         one.add_index(BY_USER, populate=False)
+        before = BeforePage(6, make_other)
+        proxy.cut = before
         with pytest.raises((slim.NotPopulated, ValueError)):
-            BY_USER.populate(one, progress=progress)
-        assert seen
+            BY_USER.populate(one)
+        assert before.done
         for store in one, two:
             with pytest.raises(slim.NotPopulated):
                 other.count(store)
@@ -293,122 +298,120 @@ def test_index_that_is_removed_and_made_again_with_other_types_while_it_is_popul
     assert wrong(connect) == []
 
 
+@pytest.mark.parametrize("page", [1, 10, 11])
 def test_index_that_is_removed_and_made_again_while_it_is_populated_is_not_half_complete(
-    connect: dict[str, Any],
+    page: int, proxy_and_connect: Any, connect: dict[str, Any]
 ) -> None:
-    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
-        one.put_many({"user": "bob"} for _ in range(2_500))
-        seen: list[int] = []
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put_many({"user": "bob"} for _ in range(2_500))
 
-        def progress(rows: Any, total: int) -> Iterator[Any]:
-            for number, row in enumerate(rows):
-                if number == 2_400 and not seen:
-                    seen.append(number)
-                    two.remove_index(BY_USER)
-                    two.add_index(BY_USER, populate=False)
-                yield row
+        def make_anew() -> None:
+            two.remove_index(BY_USER)
+            two.add_index(BY_USER, populate=False)
 
-        with contextlib.suppress(slim.NotPopulated):
-            one.add_index(BY_USER, progress=progress)
-        assert seen
-        with contextlib.suppress(slim.NotPopulated):
-            assert BY_USER.count(two, user="bob") == 2_500
-        BY_USER.populate(two)
+        # After ten full pages there is an empty one.
+        before = BeforePage(page, make_anew)
+        proxy.cut = before
+        with pytest.raises(slim.NotPopulated):
+            one.add_index(BY_USER)
+        assert before.done
+        with pytest.raises(slim.NotPopulated):
+            BY_USER.count(two, user="bob")
+        assert BY_USER.populate(two) == 2_500
         assert BY_USER.count(one, user="bob") == 2_500
     assert wrong(connect) == []
 
 
-def test_index_that_is_removed_while_it_is_populated_says_so(connect: dict[str, Any]) -> None:
-    with slim.Datastore(**connect) as one, slim.Datastore(**connect) as two:
-        one.put_many({"user": "bob"} for _ in range(2_500))
+@pytest.mark.parametrize("page", [1, 3, 11])
+def test_index_that_is_removed_while_it_is_populated_says_so(
+    page: int, proxy_and_connect: Any, connect: dict[str, Any]
+) -> None:
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put_many({"user": "bob"} for _ in range(2_500))
         one.add_index(BY_USER, populate=False)
-
-        def progress(rows: Any, total: int) -> Iterator[Any]:
-            for number, row in enumerate(rows):
-                if number == 500:
-                    two.remove_index(BY_USER)
-                yield row
-
+        before = BeforePage(page, lambda: two.remove_index(BY_USER))
+        proxy.cut = before
         with pytest.raises(slim.NotPopulated):
-            BY_USER.populate(one, progress=progress)
+            BY_USER.populate(one)
+        assert before.done
         assert one.indexes == []
 
 
-def test_put_that_waits_for_populate_is_not_undone_by_it(connect: dict[str, Any]) -> None:
+def test_put_that_waits_for_populate_is_not_undone_by_it(
+    proxy_and_connect: Any, connect: dict[str, Any]
+) -> None:
     """The page is locked: the put comes before it is read, or after its row was written."""
-    with proxied(connect) as (proxy, through):
-        with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
-            two.put_many({"id": f"e{n}", "user": "bob"} for n in range(50))
-            one.add_index(BY_USER, populate=False)
-            writer = threading.Thread(target=lambda: two.put({"id": "e7", "user": "ann"}))
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put_many({"id": f"e{n}", "user": "bob"} for n in range(50))
+        one.add_index(BY_USER, populate=False)
+        writer = threading.Thread(target=lambda: two.put({"id": "e7", "user": "ann"}))
 
-            def put_meanwhile() -> None:
-                writer.start()
-                writer.join(0.5)
+        def put_meanwhile() -> None:
+            writer.start()
+            writer.join(0.5)
 
-            before = Before(b"INSERT INTO `index_user`", put_meanwhile)
-            proxy.cut = before
-            BY_USER.populate(one)
-            writer.join(20)
-            assert before.done
-            assert BY_USER.get_all(two, user="ann") == [{"id": "e7", "user": "ann"}]
+        before = Before(b"INSERT INTO `index_user`", put_meanwhile)
+        proxy.cut = before
+        BY_USER.populate(one)
+        writer.join(20)
+        assert before.done
+        assert BY_USER.get_all(two, user="ann") == [{"id": "e7", "user": "ann"}]
     assert wrong(connect) == []
 
 
 # ---- Killed, and run again
 
 
-def populate_until_killed(connect: dict[str, Any], path: Any) -> None:
-    def progress(rows: Any, total: int) -> Iterator[Any]:
-        for number, row in enumerate(rows):
-            if number == 1_500:
-                path.touch()
-                # For the SIGKILL.
-                threading.Event().wait()
-            yield row
-
+def populate(connect: dict[str, Any]) -> None:
     with slim.Datastore(**connect) as store:
-        BY_USER.populate(store, progress=progress)
+        BY_USER.populate(store)
 
 
 def test_populate_killed_half_way_is_run_again_and_ends_right(
-    connect: dict[str, Any], tmp_path: Any
+    proxy_and_connect: Any, connect: dict[str, Any]
 ) -> None:
+    proxy, through = proxy_and_connect
     with slim.Datastore(**connect) as store:
         store.put_many({"user": f"user-{n % 7}"} for n in range(4_000))
         store.add_index(BY_USER, populate=False)
-        process = load.CONTEXT.Process(
-            target=populate_until_killed, args=(connect, tmp_path / "half"), daemon=True
-        )
+        process = load.CONTEXT.Process(target=populate, args=(through,), daemon=True)
+        before = BeforePage(6, lambda: process.kill())
+        proxy.cut = before
         process.start()
-        until((tmp_path / "half").exists)
-        process.kill()
+        until(lambda: before.done)
         process.join()
+        assert process.exitcode == -signal.SIGKILL
         with pytest.raises(slim.NotPopulated):
             BY_USER.get_all(store, user="user-1")
         store.put({"id": "meanwhile", "user": "user-1"})
-        assert BY_USER.populate(store) >= 2_000
+        # Five pages were committed.
+        assert BY_USER.populate(store) == 4_000 - 5 * 250
         assert BY_USER.count(store, user="user-1") == 573
         assert len(BY_USER.get_all(store, user="user-1")) == 573
         assert BY_USER.populate(store) == 0
     assert wrong(connect) == []
 
 
-def test_populate_that_is_given_up_is_run_again(store: slim.Datastore) -> None:
-    store.put_many({"user": "bob"} for _ in range(2_500))
-
-    def progress(rows: Any, total: int) -> Iterator[Any]:
-        for number, row in enumerate(rows):
-            if number == 1_500:
-                raise KeyboardInterrupt
-            yield row
-
-    with pytest.raises(KeyboardInterrupt):
-        store.add_index(BY_USER, progress=progress)
-    with pytest.raises(slim.NotPopulated):
-        BY_USER.count(store)
-    store.add_index(BY_USER)
-    assert BY_USER.count(store) == 2_500
+def test_populate_that_is_given_up_is_run_again(
+    proxy_and_connect: Any, connect: dict[str, Any]
+) -> None:
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as store:
+        store.put_many({"user": "bob"} for _ in range(2_500))
+        # Python raises KeyboardInterrupt in the main thread.
+        before = BeforePage(6, lambda: signal.raise_signal(signal.SIGINT))
+        proxy.cut = before
+        with pytest.raises(KeyboardInterrupt):
+            store.add_index(BY_USER)
+        assert before.begun
+        with pytest.raises(slim.NotPopulated):
+            BY_USER.count(store)
+        store.add_index(BY_USER)
+        assert BY_USER.count(store) == 2_500
+    assert wrong(connect) == []
 
 
 # ---- Who knows of it
@@ -527,64 +530,9 @@ def test_index_whose_properties_are_named_in_another_order_writes_no_wrong_row(
     calls: list[Callable[[], Any]] = [
         lambda: store.add_index(other),
         lambda: other.populate(store),
-        lambda: other.put(store, {"id": "two"}),
         lambda: other.count(store),
     ]
     for call in calls:
         with contextlib.suppress(ValueError):
             call()
         assert wrong(connect) == []
-
-
-# ---- History, which the catalogue switches on
-
-
-def test_history_switched_on_is_kept_by_those_who_were_running(connect: dict[str, Any]) -> None:
-    with slim.Datastore(**connect) as old:
-        old.put({"id": "a", "n": 0})
-        with slim.Datastore(**connect, history=True) as new:
-            old.put({"id": "a", "n": 1})
-            old.update("a", lambda entity: entity.update(n=2))
-            for store in new, old:
-                assert [entity["n"] for entity in store.history("a")] == [2, 1]
-    assert wrong(connect) == []
-
-
-def test_history_is_kept_by_all_or_none_wherever_who_switches_it_on_is_cut_off(
-    connect: dict[str, Any], sql: Sql, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slim, "RETRY_SECONDS", 0.5)
-    with slim.Datastore(**connect) as running, proxied(connect) as (proxy, through):
-        number, done = 0, False
-        while not done:
-            number += 1
-            proxy.requests = 0
-            proxy.cut = lambda packet, number=number: 0 if proxy.requests >= number else None
-            with contextlib.suppress(MySQLdb.OperationalError, slim.Error):
-                slim.Datastore(**through, history=True).close()
-                done = True
-            proxy.cut = None
-            # Another program has the lock until the server has ended its connection.
-            running.put({"id": "a", "n": number})
-            if catalogue(sql)["history"]:
-                assert running.history("a")[0]["n"] == number
-                assert wrong(connect) == []
-            else:
-                with pytest.raises(slim.Error):
-                    running.history("a")
-        assert number > 5 and running.history("a")
-    assert wrong(connect) == []
-
-
-def test_repair_rewrites_the_row_of_a_stored_entity(
-    store: slim.Datastore, connect: dict[str, Any], sql: Sql
-) -> None:
-    store.add_index(BY_USER)
-    id = store.put({"id": str(uuid.uuid4()), "user": "bob"})
-    sql("DELETE FROM index_user")
-    BY_USER.put(store, {"id": id})
-    assert wrong(connect) == []
-    # What was not stored gets no row.
-    with contextlib.suppress(KeyError):
-        BY_USER.put(store, {"id": "none", "user": "bob"})
-    assert wrong(connect) == []
