@@ -1,7 +1,7 @@
 """A client under load that notes what it was told, as a process that may be killed, and their audit.
 
 A client has entities of its own, which nobody else writes, and fights with the others for a few hot
-ones. Each call is noted before it is made, and when it has returned: so a write that is noted as
+ones, and for one in which each counts what it did. Each call is noted before it is made, and when it has returned: so a write that is noted as
 done was acknowledged, and of the last one of a client that was killed it is not known.
 """
 
@@ -33,7 +33,11 @@ VERBS = (
     "hot put",
     "hot update",
     "hot delete",
+    "hot count",
+    "hot count expecting",
 )
+# {name of a client: how often it added 1}.
+COUNTS = "hot.counts"
 INDEXES = [
     slim.Index("index_user", "user"),
     slim.Index("index_place", ["country", "city"]),
@@ -96,6 +100,8 @@ def work(connect: dict[str, Any], name: str, notes: Path) -> None:
 
 def planned(dice: random.Random, verb: str, name: str, mark: str) -> Writes:
     own = [f"{name}.{n}" for n in dice.sample(range(OWN), 3)]
+    if verb.startswith("hot count"):
+        return {COUNTS: mark}
     if verb.startswith("hot"):
         return {f"hot.{dice.randrange(HOT)}": None if verb == "hot delete" else mark}
     if verb in ("many", "transaction"):
@@ -106,7 +112,9 @@ def planned(dice: random.Random, verb: str, name: str, mark: str) -> Writes:
 def call(store: slim.Datastore, verb: str, writes: Writes) -> None:
     """Makes the writes by the verb."""
     (id, mark), *_ = writes.items()
-    if verb.endswith("put"):
+    if id == COUNTS:
+        count(store, str(mark).split("-")[0], verb)
+    elif verb.endswith("put"):
         store.put(whole(id, str(mark)))
     elif verb.endswith("delete"):
         store.delete(id)
@@ -121,6 +129,21 @@ def call(store: slim.Datastore, verb: str, writes: Writes) -> None:
         with store.transaction():
             for id, mark in writes.items():
                 store.put(whole(id, mark)) if mark else store.delete(id)
+
+
+def count(store: slim.Datastore, name: str, verb: str) -> None:
+    """Adds 1 to what this client has in the entity of all."""
+
+    def add_one(entity: dict[str, Any]) -> None:
+        entity[name] = entity.get(name, 0) + 1
+
+    if verb == "hot count":
+        store.update(COUNTS, add_one, default={})
+    else:
+        found = store.get(COUNTS)
+        entity = {"id": COUNTS, **(found or {})}
+        add_one(entity)
+        store.put(entity, expect=found.version if found else 0)
 
 
 def replace(entity: slim.Entity, by: dict[str, Any]) -> None:
@@ -156,17 +179,22 @@ class Audit:
         self.unknown = 0
         self.errors = collections.Counter[str]()
         self.wrong: list[str] = []
+        # Marks that a hot entity may carry: of each client the last one, None if it was deleted.
+        self.hot = collections.defaultdict[str, "set[str | None]"](set)
         with queries(connect) as query:
-            self.bodies = dict(query("SELECT id, body FROM entities"))
-            self.history = collections.Counter[tuple[str, str]](
-                (id, load(body)["mark"])
-                for id, body in query("SELECT id, body FROM entities_history")
-            )
+            bodies = query("SELECT id, body FROM entities")
+            self.entities: dict[str, Any] = {id: load(body) for id, body in bodies}
         for file in sorted(notes.iterdir()):
-            self._audit(file.name, list(self._calls(file)))
-        self.wrong += [
-            f"{id} has {mark} twice" for (id, mark), count in self.history.items() if count > 1
-        ]
+            calls = list(self._calls(file))
+            self.done += sum(outcome == "done" for _, outcome in calls)
+            self.unknown += sum(outcome == "unknown" for _, outcome in calls)
+            self._audit_own(file.name, calls)
+            self._audit_counts(file.name, calls)
+            self._note_hot(calls)
+        for id, marks in self.hot.items():
+            found = self.entities.get(id)
+            if found not in [mark and whole(id, mark) for mark in marks]:
+                self.wrong.append(f"{id} is {found}, which is none of {marks}")
 
     def _calls(self, file: Path) -> Iterator[tuple[Writes, str]]:
         writes: Writes = {}
@@ -185,15 +213,12 @@ class Audit:
         if writes:
             yield writes, "unknown"
 
-    def _audit(self, name: str, calls: list[tuple[Writes, str]]) -> None:
+    def _audit_own(self, name: str, calls: list[tuple[Writes, str]]) -> None:
         # States in which this client's own entities may be.
         possible: list[Writes] = [{}]
         for writes, outcome in calls:
-            self.done += outcome == "done"
-            self.unknown += outcome == "unknown"
             if outcome == "half":
                 self.wrong.append(f"{name} saw a half of {writes}")
-            self._audit_history(writes, outcome)
             if not any(id.startswith("hot") for id in writes):
                 after = [{**state, **writes} for state in possible]
                 if outcome == "done":
@@ -201,15 +226,28 @@ class Audit:
                 elif outcome == "unknown":
                     possible = possible + after
         own = [f"{name}.{n}" for n in range(OWN)]
-        found = {id: load(self.bodies[id]) for id in own if id in self.bodies}
+        found = {id: self.entities[id] for id in own if id in self.entities}
         wanted = [{id: whole(id, mark) for id, mark in state.items() if mark} for state in possible]
         if found not in wanted:
             self.wrong.append(f"{name} has {found}, which is none of what it was told: {possible}")
 
-    def _audit_history(self, writes: Writes, outcome: str) -> None:
-        """A write that is done has its version, once; of one that is unknown there may be one."""
-        allowed = {"done": (1,), "unknown": (0, 1)}.get(outcome, (0,))
-        for id, mark in writes.items():
-            count = self.history[id, f"{id} {mark}"]
-            if mark and count not in allowed:
-                self.wrong.append(f"{id}: history has {mark} {count} times; it was {outcome}")
+    def _audit_counts(self, name: str, calls: list[tuple[Writes, str]]) -> None:
+        """A call that is done has added 1, and one that is not has added nothing."""
+        outcomes = collections.Counter(outcome for writes, outcome in calls if COUNTS in writes)
+        found = self.entities.get(COUNTS, {}).get(name, 0)
+        least = outcomes["done"]
+        if not least <= found <= least + outcomes["unknown"]:
+            self.wrong.append(f"{name} counted {found}, but was told {outcomes}")
+
+    def _note_hot(self, calls: list[tuple[Writes, str]]) -> None:
+        last = collections.defaultdict[str, "set[str | None]"](lambda: {None})
+        for writes, outcome in calls:
+            for id, mark in writes.items():
+                if id == COUNTS or not id.startswith("hot"):
+                    continue
+                if outcome == "done":
+                    last[id] = {mark}
+                elif outcome == "unknown":
+                    last[id] = {*last[id], mark}
+        for id, marks in last.items():
+            self.hot[id] |= marks

@@ -49,7 +49,7 @@ def report(capfd: pytest.CaptureFixture[str], server: Named) -> Report:
 
 
 def make_tables(connect: dict[str, Any]) -> None:
-    slim.Datastore(**connect, indexes=load.INDEXES, history=True).close()
+    slim.Datastore(**connect, indexes=load.INDEXES).close()
 
 
 def acknowledged(notes: Path) -> int:
@@ -66,7 +66,7 @@ def audit(
     report(
         f"{text} in {seconds:.0f} s: {found.done:,} acknowledged writes, "
         f"{found.unknown} of unknown outcome, {len(found.wrong)} lost or bent, "
-        f"{len(wrong(connect))} index rows or versions wrong, "
+        f"{len(wrong(connect))} index rows wrong, "
         f"{sum(found.errors.values())} errors raised"
     )
     assert found.wrong == []

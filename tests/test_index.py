@@ -186,7 +186,6 @@ WRONG: list[tuple[Any, Any, type[Exception]]] = [
     (str, ["x"], TypeError),
     (str, {}, TypeError),
     (str, "x" * 192, ValueError),
-    (str, "\ud800", ValueError),
     (int, 2**63, ValueError),
     (float, float("nan"), ValueError),
     (float, float("inf"), ValueError),
@@ -205,7 +204,7 @@ def test_value_that_does_not_fit_names_index_property_value_and_remedy(
 ) -> None:
     index = store.add_index(slim.Index("index_value", {"value": declared}))
     store.put({"id": "x"})
-    message = r"index_value.*property value.*" + re.escape(repr(value)[:8]) + r".*; .*Index\("
+    message = r"index_value.*property value.*" + re.escape(repr(value)[:8]) + ".*another type"
     for put in store.put, lambda entity: store.put_many([{"id": "y"}, entity]):
         with pytest.raises(kind, match=message):
             put({"id": "x", "value": value})
@@ -216,6 +215,21 @@ def test_value_that_does_not_fit_names_index_property_value_and_remedy(
             index.get_all(store, value=value)
     with pytest.raises(kind, match=message):
         index.get_all(store, value=slice(value, None))
+
+
+def test_text_that_is_no_unicode_is_refused_and_nothing_stored(store: slim.Datastore) -> None:
+    index = store.add_index(slim.Index("index_value", "value"))
+    for call in (
+        lambda: store.put({"id": "x", "value": "\ud800"}),
+        lambda: store.put_many([{"id": "y"}, {"id": "x", "value": "\ud800"}]),
+        lambda: store.update("x", lambda entity: entity.update(value="\ud800"), default={}),
+        lambda: index.get_all(store, value="\ud800"),
+    ):
+        with pytest.raises(ValueError, match="ud800"):
+            call()
+    assert len(store) == 0
+    store.put({"id": "x", "value": "x"})
+    assert index.count(store) == 1
 
 
 @pytest.mark.parametrize("name", ["id", "updated", "body", "added_id"])
@@ -307,14 +321,6 @@ def test_two_of_one_batch_with_the_same_unique_values_are_a_duplicate(
         store.put_many([{"id": "x", "email": "a@b"}, {"id": "y", "email": "a@b"}])
     assert caught.value.id in ("x", "y")
     assert len(store) == 0
-
-
-def test_index_put_rewrites_the_rows_of_an_entity(store: slim.Datastore, sql: Sql) -> None:
-    index = store.add_index(slim.Index("index_user", "user"))
-    store.put({"id": "x", "user": "bob"})
-    sql("UPDATE index_user SET user = 'amy'")
-    index.put(store, {"id": "x", "user": "bob"})
-    assert sql("SELECT user, entity_id FROM index_user") == [("bob", "x")]
 
 
 def test_dropped_index_is_gone_and_stops_no_put(
@@ -409,12 +415,12 @@ def test_pages_go_on_behind_rows_that_are_stale(store: slim.Datastore, sql: Sql)
     assert ids(by_n.find(store, {"n": slice(1, None)}, limit=1, reverse=True)) == ["m"]
 
 
-@pytest.mark.parametrize("after", [{"id": "k"}, {"n": 1}, "k", 5])
+@pytest.mark.parametrize("after", [{"id": "k"}, {"n": 1}, {"id": "k", "n": "1"}])
 def test_page_after_something_else_than_an_entity_of_the_index_is_a_clear_error(
     store: slim.Datastore, after: Any
 ) -> None:
     by_n = store.add_index(slim.Index("index_n", {"n": int}))
-    with pytest.raises(TypeError, match="after=|an id is a str"):
+    with pytest.raises(TypeError, match="after=|an id is a str|property n"):
         list(by_n.find(store, {"n": slice(1, None)}, after=after))
 
 

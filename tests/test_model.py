@@ -44,11 +44,11 @@ class Model(RuleBasedStateMachine):
         with queries(self.connect) as query:
             for table, *_ in query("SHOW TABLES"):
                 query(f"DROP TABLE `{table}`")
-        self.store = slim.Datastore(**self.connect, indexes=INDEXES[:1], history=True)
+        self.store = slim.Datastore(**self.connect, indexes=INDEXES[:1])
         self.tables = {INDEXES[0].table}
         self.entities: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
-        self.puts: dict[str, list[Any]] = {}
+        self.used: set[int] = set()
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -63,9 +63,9 @@ class Model(RuleBasedStateMachine):
     def was_put(self, *entities: dict[str, Any]) -> None:
         for entity in entities:
             id, version = entity["id"], self.store.get(entity["id"]).version
-            assert version not in [old for old, _ in self.puts.get(id, [])]
+            assert version not in self.used
+            self.used.add(version)
             self.entities[id], self.versions[id] = copy.deepcopy(entity), version
-            self.puts.setdefault(id, []).insert(0, (version, copy.deepcopy(entity)))
 
     @rule(entity=ENTITIES, expect=st.sampled_from([None, "current", "stale"]))
     def put(self, entity: dict[str, Any], expect: str | None) -> None:
@@ -117,13 +117,6 @@ class Model(RuleBasedStateMachine):
             self.entities.pop(id, None)
             self.versions.pop(id, None)
 
-    @rule(id=IDS)
-    def forget(self, id: str) -> None:
-        assert self.store.forget(id) is None
-        self.entities.pop(id, None)
-        self.versions.pop(id, None)
-        self.puts.pop(id, None)
-
     @rule(entity=ENTITIES, id=IDS, fails=st.booleans())
     def transaction(self, entity: dict[str, Any], id: str, fails: bool) -> None:
         fails = fails or self.clashes(entity)
@@ -137,9 +130,7 @@ class Model(RuleBasedStateMachine):
             assert fails
             return
         assert not fails
-        if id == entity["id"]:
-            self.puts.setdefault(id, []).insert(0, (self.store.history(id)[0].version, entity))
-        else:
+        if id != entity["id"]:
             self.was_put(entity)
         self.entities.pop(id, None)
         self.versions.pop(id, None)
@@ -210,10 +201,6 @@ class Model(RuleBasedStateMachine):
             )
             assert len(self.store) == len(self.entities)
             assert {index.table for index in self.store.indexes} == self.tables
-            for id in "a", "b ":
-                assert [
-                    (entity.version, entity) for entity in self.store.history(id)
-                ] == self.puts.get(id, [])
             assert wrong(self.connect) == []
 
 

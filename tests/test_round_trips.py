@@ -91,11 +91,11 @@ def test_reads_are_one_round_trip(proxy: Proxy, far: slim.Datastore) -> None:
         assert proxy.requests == 1
 
 
-def test_a_query_is_one_round_trip_for_each_page_of_1000(
+def test_a_query_is_one_round_trip_for_each_page_of_250(
     proxy: Proxy, far: slim.Datastore, store: slim.Datastore
 ) -> None:
     by_name = far.add_index(slim.Index("index_0", "p0"))
-    store.put_many({"p0": "amy"} for _ in range(1_001))  # not through the proxy
+    store.put_many({"p0": "amy"} for _ in range(600))  # not through the proxy
     proxy.requests = 0
-    assert len(by_name.get_all(far, p0="amy")) == 1_001
-    assert proxy.requests == 2
+    assert len(by_name.get_all(far, p0="amy")) == 600
+    assert proxy.requests == 3
