@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,15 @@ WIDTH = 79  # columns of what is printed
 HEIGHT = 20  # lines of a result that are shown
 CLIP = 50  # characters of a text in it
 
+# It shows nothing where the output is no terminal.
+progress_bar = functools.partial(tqdm, ncols=WIDTH, disable=None, leave=False)
+
 # What is shown and run: a title, and code; the value of the last line is the result.
 STEPS = [
     (
         "Read the standard library: a dictionary for each module, class and function",
         """
-documents = library(progress=bar)
+documents = library()
 documents[0]
 """,
     ),
@@ -53,9 +56,9 @@ store = slim.Datastore(**server, indexes=[by_name, by_kind])
 """,
     ),
     (
-        "Put them all",
+        "Put them all, with a progress bar around them",
         """
-store.put_many(documents, progress=bar)
+store.put_many(tqdm(documents))
 """,
     ),
     (
@@ -89,7 +92,7 @@ for found in by_kind.find(store, long, reverse=True, limit=5):
         "Add an index to data that is there already",
         """
 by_package = slim.Index("index_package", ["package", "kind"])
-store.add_index(by_package, progress=bar)
+store.add_index(by_package)
 by_package.count(store, package="asyncio", kind="class")
 """,
     ),
@@ -143,20 +146,20 @@ sql("SELECT * FROM index_kind WHERE kind = 'module' LIMIT 2")
     (
         "What is stored",
         """
-print(store.schema(progress=bar))
+print(store.schema())
 """,
     ),
 ]
 
 
-def library(progress: Callable[..., Iterable[Path]] = tqdm) -> list[dict[str, Any]]:
+def library() -> list[dict[str, Any]]:
     """A dictionary for every module of the standard library, its classes and functions. A key stands where there is a value."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
     paths = sorted(
         path for path in root.rglob("*.py") if skipped.isdisjoint(path.relative_to(root).parts)
     )
-    return [entity for path in progress(paths, total=len(paths)) for entity in describe(path, root)]
+    return [entity for path in progress_bar(paths) for entity in describe(path, root)]
 
 
 def describe(path: Path, root: Path) -> Iterator[dict[str, Any]]:
@@ -307,7 +310,7 @@ def main(arguments: list[str]) -> int:
         "slim": slim,
         "server": {**server.connect, "database": database},
         "library": library,
-        "bar": functools.partial(tqdm, ncols=WIDTH, disable=None, leave=False),
+        "tqdm": progress_bar,
         "sql": functools.partial(print_rows, server, database),
         "textwrap": textwrap,
     }

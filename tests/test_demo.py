@@ -32,7 +32,7 @@ def names(server: Named) -> set[str]:
     return {name for (name,) in server.query("SHOW DATABASES LIKE 'slim\\_demo%'")}
 
 
-def small_library(progress: object = None) -> list[dict[str, object]]:
+def small_library() -> list[dict[str, object]]:
     root = Path(demo.__file__).parent
     described = demo.describe(root / "demo.py", root)
     return [
