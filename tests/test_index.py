@@ -97,6 +97,21 @@ def test_pages_join_without_gap_or_repetition(
     assert pages == list(by_age.find(store, match, reverse=reverse))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("asked", [slice(1, 5), [5, 1, 3], 3], ids=["range", "one of", "one"])
+def test_answer_of_several_pages_is_whole_and_in_order(
+    store: slim.Datastore, asked: Any, reverse: bool
+) -> None:
+    by_n = store.add_index(slim.Index("index_n", {"n": int}))
+    entities = [{"id": f"e{number:04}", "n": number % 7} for number in range(5_000)]
+    store.put_many(entities)
+    wanted = {1, 2, 3, 4} if isinstance(asked, slice) else {1, 3, 5} if asked != 3 else {3}
+    found = [entity for entity in entities if entity["n"] in wanted]
+    found.sort(key=lambda entity: (entity["n"], entity["id"]), reverse=reverse)
+    assert len(found) > 700
+    assert list(by_n.find(store, {"n": asked}, reverse=reverse)) == found
+
+
 def test_page_after_an_entity_that_was_deleted_goes_on_behind_it(
     store: slim.Datastore, by_age: slim.Index
 ) -> None:
