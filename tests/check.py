@@ -61,15 +61,10 @@ def wrong(connect: dict[str, Any]) -> list[str]:
     """What is wrong in a database that nobody writes to now; [] is the right answer.
 
     Every body is a dictionary with its row's id. Every row of every index that the catalogue lists
-    is what its entity says, and none is missing in one that is populated. Where history is kept its newest version of an
-    entity is the one that stands.
+    is what its entity says, and none is missing in one that is populated.
     """
     with queries(connect) as query:
-        bodies = {
-            id: (version, body)
-            for version, id, body in query("SELECT added_id, id, body FROM entities")
-        }
-        entities = {id: load(body) for id, (_, body) in bodies.items()}
+        entities = {id: load(body) for id, body in query("SELECT id, body FROM entities")}
         found = [
             f"entity {id!r} calls itself {entity.get('id')!r}"
             for id, entity in entities.items()
@@ -88,8 +83,6 @@ def wrong(connect: dict[str, Any]) -> list[str]:
             if not entry.get("populated"):
                 differences = [text for text in differences if not text.endswith("is missing")]
             found += differences
-        if content["history"]:
-            found += _history(query, bodies)
     return found
 
 
@@ -107,25 +100,9 @@ def catalogue(query: Query) -> dict[str, Any]:
     )
     if not rows:
         assert epoch == "epoch_first", f"the catalogue has no row of {epoch}"
-        return {"history": False, "indexes": {}}
+        return {"indexes": {}}
     content: dict[str, Any] = json.loads(rows[0][0])
     return content
-
-
-def _history(query: Query, bodies: dict[str, Any]) -> list[str]:
-    rows = query("SELECT id, added_id, body FROM entities_history ORDER BY number")
-    newest = {id: (version, body) for id, version, body in rows}
-    twice = collections.Counter(version for _, version, _ in rows)
-    # What was put before it was switched on has none.
-    first = min(twice, default=1 << 64)
-    return [
-        *(
-            f"history's newest of {id!r} is not the one that stands"
-            for id in bodies
-            if newest.get(id) != bodies[id] and (id in newest or bodies[id][0] >= first)
-        ),
-        *(f"history has version {version} twice" for version, n in twice.items() if n > 1),
-    ]
 
 
 def _differences(

@@ -14,8 +14,8 @@ from pathlib import Path
 from radon.complexity import cc_visit
 from radon.visitors import Function
 
-MODULE_LINES = 1_800
-MODULE_BYTES = 80_000
+MODULE_LINES = 1_500
+MODULE_BYTES = 60_000
 FUNCTION_LINES = 40  # without its docstring
 CLASS_LINES = 300
 COMPLEXITY = 10  # as radon counts it: each condition of an `and` or `or`, too

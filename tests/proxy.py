@@ -184,6 +184,8 @@ class _Connection:
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server, self.request = proxy, client, server, 0
+        self.closing = threading.Lock()
+        self.ends: tuple[socket.socket, ...] = (client, server)
         for source, target in (client, server), (server, client):
             if source.family == socket.AF_INET:
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -192,8 +194,11 @@ class _Connection:
             threading.Thread(target=self._send, args=(target, chunks), daemon=True).start()
 
     def close(self) -> None:
-        _close(self.client)
-        _close(self.server)
+        # Another connection may have the number of a socket that was closed: each is closed once.
+        with self.closing:
+            ends, self.ends = self.ends, ()
+        for end in ends:
+            _close(end)
 
     def _receive(self, source: socket.socket, chunks: queue.Queue[tuple[float, bytes]]) -> None:
         data = b"-"

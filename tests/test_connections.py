@@ -39,7 +39,7 @@ A = {"id": "a", "n": 1, "user": "bob"}
 
 @pytest.fixture
 def store(connect: dict[str, Any]) -> Iterator[slim.Datastore]:
-    with slim.Datastore(**connect, indexes=[BY_N], history=True) as store:
+    with slim.Datastore(**connect, indexes=[BY_N]) as store:
         yield store
     assert wrong(connect) == []
 
@@ -68,11 +68,6 @@ def add_and_remove(store: slim.Datastore) -> Any:
     return found
 
 
-def put_expecting(store: slim.Datastore, sql: Any = None) -> Any:
-    version = store.history("a")[0].version
-    return store.put({**A, "n": 2}, expect=version)
-
-
 # Each with what it returns.
 CALLS: dict[str, tuple[Callable[[slim.Datastore], Any], Any]] = {
     "put": (lambda s: s.put({"id": "b", "n": 2}), "b"),
@@ -91,8 +86,6 @@ CALLS: dict[str, tuple[Callable[[slim.Datastore], Any], Any]] = {
     "scan": (lambda s: list(s.scan()), [A]),
     "len": (len, 1),
     "in": (lambda s: "a" in s, True),
-    "history": (lambda s: s.history("a"), [A]),
-    "forget": (lambda s: s.forget("a"), None),
     "schema": (lambda s: "user" in str(s.schema()), True),
     "indexes": (lambda s: [index.table for index in s.indexes], ["index_n"]),
     "add_index": (add_and_remove, [A]),
@@ -100,7 +93,6 @@ CALLS: dict[str, tuple[Callable[[slim.Datastore], Any], Any]] = {
     "find": (lambda s: list(BY_N.find(s, {"n": slice(0, 5)})), [A]),
     "count": (lambda s: BY_N.count(s), 1),
     "populate": (lambda s: BY_N.populate(s), 0),
-    "repair": (lambda s: BY_N.put(s, A), None),
 }
 
 
@@ -140,7 +132,7 @@ def test_connections_that_were_idle_for_too_long_cost_no_call_anything(
     """MySQL says goodbye with error 4031, which is left to be read."""
     limited = {**connect, "init_command": "SET wait_timeout = 1"}
     with (
-        slim.Datastore(**limited, indexes=[BY_N], history=True) as store,
+        slim.Datastore(**limited, indexes=[BY_N]) as store,
         queries(connect) as query,
     ):
         store.put(A)
@@ -156,9 +148,9 @@ def test_connection_that_ends_between_the_look_and_the_packet_is_no_wrong_answer
     proxy_and_connect: Any,
 ) -> None:
     proxy, through = proxy_and_connect
-    with slim.Datastore(**through, indexes=[BY_N], history=True) as store:
+    with slim.Datastore(**through, indexes=[BY_N]) as store:
         store.put(A)
-        for name in "get", "get_many", "in", "len", "get_all", "count", "history", "get of none":
+        for name in "get", "get_many", "in", "len", "get_all", "count", "get of none":
             call, answer = CALLS[name]
             cut = Once(lambda packet: packet.data[3] == 0, 0)
             proxy.cut = cut
@@ -360,7 +352,7 @@ def test_program_whose_child_exits_normally_goes_on(connect: dict[str, Any]) -> 
     """Through the interpreter's end, with all that it destroys, and while a block is open."""
     text = """
 import sys
-store = slim.Datastore(**CONNECT, history=True)
+store = slim.Datastore(**CONNECT)
 store.put({"id": "a", "n": 0})
 with store.transaction():
     store.put({"id": "b"})
@@ -476,7 +468,7 @@ def test_interrupt_in_the_middle_of_a_packet_leaves_a_store_that_works(
     text: bytes, proxy_and_connect: Any, connect: dict[str, Any]
 ) -> None:
     proxy, through = proxy_and_connect
-    with slim.Datastore(**through, indexes=[BY_N], history=True) as store:
+    with slim.Datastore(**through, indexes=[BY_N]) as store:
         for call in (
             lambda: store.put({"id": "a", "n": 2}),
             lambda: store.update("a", lambda entity: entity.update(n=3)),
@@ -499,7 +491,7 @@ def test_interrupt_in_the_middle_of_a_packet_leaves_a_store_that_works(
 
 def test_interrupts_at_random_moments_bend_nothing(connect: dict[str, Any]) -> None:
     dice = random.Random(1)
-    with slim.Datastore(**connect, indexes=[BY_N], history=True) as store:
+    with slim.Datastore(**connect, indexes=[BY_N]) as store:
         store.put({"id": "a", "n": 0})
         acknowledged = 0
         for _ in range(150):
@@ -604,7 +596,7 @@ def test_entity_over_the_servers_limit_is_a_value_error_before_anything_is_sent(
 ) -> None:
     connect = {**narrow.connect, "database": "narrow"}
     with proxied(connect) as (proxy, through):
-        with slim.Datastore(**through, indexes=[BY_N], history=True) as store:
+        with slim.Datastore(**through, indexes=[BY_N]) as store:
             store.put(A)
             big = {"id": "a", "n": 2, "data": random.Random(1).randbytes(1 << 20)}
             proxy.requests = 0

@@ -135,10 +135,9 @@ def limited(server: Named, connect: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_account_that_may_not_create_tables_uses_those_that_stand(
     limited: dict[str, Any], connect: dict[str, Any]
 ) -> None:
-    slim.Datastore(**connect, indexes=[BY_USER], history=True).close()
+    slim.Datastore(**connect, indexes=[BY_USER]).close()
     with slim.Datastore(**limited, indexes=[BY_USER]) as store:
         use(store)
-        assert len(store.history("e20")) == 2
 
 
 def test_missing_table_is_an_error_that_prints_the_statement_for_the_dba(
@@ -149,11 +148,12 @@ def test_missing_table_is_an_error_that_prints_the_statement_for_the_dba(
         try:
             store = slim.Datastore(**limited)
             break
-        except slim.Error as error:
+        except MySQLdb.Error as error:
             assert "secret" not in str(error)
-            created.append(statement := "CREATE TABLE" + str(error).partition("CREATE TABLE")[2])
+            statement = "CREATE TABLE" + error.args[-1].partition("CREATE TABLE")[2]
+            created.append(statement)
             sql(statement)
-    assert [statement.split()[2].strip("`") for statement in created] == [
+    assert [statement.split("`")[1] for statement in created] == [
         "entities",
         "entities_catalogue",
     ]
@@ -165,9 +165,9 @@ def test_index_of_another_account_cannot_be_removed_or_added_without_the_privile
 ) -> None:
     slim.Datastore(**connect, indexes=[BY_USER]).close()
     with slim.Datastore(**limited) as store:
-        with pytest.raises((slim.Error, MySQLdb.Error), match="ALTER TABLE entities_catalogue"):
+        with pytest.raises(MySQLdb.Error, match="ALTER TABLE entities_catalogue"):
             store.remove_index(BY_USER)
-        with pytest.raises(slim.Error, match="CREATE TABLE `index_n`"):
+        with pytest.raises(MySQLdb.Error, match="CREATE TABLE .*`index_n`"):
             store.add_index(slim.Index("index_n", {"n": int}))
         use(store)
 

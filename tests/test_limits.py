@@ -27,9 +27,9 @@ def branches(count: int) -> str:
 @pytest.mark.parametrize(
     "right, wrong, message",
     [
-        ("1\n" * 1_800, "1\n" * 1_801, "1801 lines: at most 1800"),
-        ("#" * 80_000, "#" * 80_001, "80001 bytes: at most 80000"),
-        ("#" * 79_998 + "é", "#" * 79_999 + "é", "80001 bytes: at most 80000"),
+        ("1\n" * 1_500, "1\n" * 1_501, "1501 lines: at most 1500"),
+        ("#" * 60_000, "#" * 60_001, "60001 bytes: at most 60000"),
+        ("#" * 59_998 + "é", "#" * 59_999 + "é", "60001 bytes: at most 60000"),
         (function(40), function(41), "1: f has 41 lines: at most 40"),
         (function(40, "It passes."), function(41, "It passes."), "1: f has 41 lines: at most 40"),
         (function(40, "\n" * 5), function(43, "\n" * 5), "1: f has 43 lines: at most 40"),
@@ -79,7 +79,7 @@ def test_check_passes_where_nothing_is_wrong(checkout: Path) -> None:
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("slim.py", "1\n" * 1_801, "slim.py:1801 lines"),
+        ("slim.py", "1\n" * 1_501, "slim.py:1501 lines"),
         ("slim.py", "x = 'single quotes'\n", "slim.py:1:5: unformatted"),
         ("setup.py", "x = 'single quotes'\n", "setup.py:1:5: unformatted"),
         ("tests/run", "x = 'single quotes'\n", "tests/run:1:5: unformatted"),

@@ -68,7 +68,6 @@ def test_bad_id(
         lambda: store.delete(id),
         lambda: store.update(id, lambda old: None),
         lambda: id in store,
-        lambda: unchanged.put(store, entity),
     ]
     for call in calls:
         with pytest.raises(kind, match=message):
@@ -184,8 +183,6 @@ def test_closed_store_says_so_in_every_call(connect: dict[str, Any]) -> None:
         lambda: list(store),
         lambda: len(store),
         lambda: "x" in store,
-        lambda: store.history("x"),
-        lambda: store.forget("x"),
         lambda: store.schema(),
         lambda: store.indexes,
         lambda: store.add_index(index),

@@ -200,7 +200,6 @@ def use(store: slim.Datastore, connect: dict[str, Any]) -> None:
                 ranged = index.get_all(store, **{name: slice(None, entity[name])})
                 assert sorted(e["id"] for e in ranged) == [e["id"] for e in below], name
     write(store)
-    assert sorted(store.history("e3")[0]) == ["email", "id", "number", "text"]
     with queries(connect) as query:
         query("UPDATE index_text SET text = 'stale'")
         query("DELETE FROM index_number")
@@ -240,20 +239,20 @@ def define(store: slim.Datastore) -> None:
     store.add_index(LATER)
     assert LATER.get_all(store, number=1, text="t") == [store.get("x")]
     store.remove_index(LATER)
-    store.forget("x")
+    store.delete("x")
 
 
 def begin_with(connect: dict[str, Any], setting: str) -> None:
     """Uses a store whose sessions begin so."""
     hostile = {**connect, "init_command": f"SET {setting}"}
-    with slim.Datastore(**hostile, indexes=[*INDEXES, UNIQUE], history=True) as store:
+    with slim.Datastore(**hostile, indexes=[*INDEXES, UNIQUE]) as store:
         use(store, connect)
         if setting in FROM_EMPTY:
             define(store)
         # It has been committed, for others, too.
         assert wrong(connect) == []
         for n in range(len(VALUES)):
-            store.forget(f"e{n}")
+            store.delete(f"e{n}")
 
 
 def begin_shortly_with(connect: dict[str, Any], setting: str) -> None:
@@ -310,7 +309,7 @@ def test_sessions_that_begin_otherwise_do_the_same(
 def test_no_session_variable_changes_what_slim_does(
     server: Named, place: dict[str, Any], quick: Server, long: bool
 ) -> None:
-    slim.Datastore(**place, indexes=[*INDEXES, UNIQUE], history=True).close()
+    slim.Datastore(**place, indexes=[*INDEXES, UNIQUE]).close()
     taken = [s for s in settings(server.kind, quick) if accepted(place, s)]
     assert len(taken) > 300
     # Several at once, and each alone where that fails. A variable's values are neighbours, and so
@@ -401,7 +400,7 @@ def test_global_defaults_of_the_server_change_nothing(
         try:
             for name, value in defaults.items():
                 admin.query(f"SET GLOBAL {name} = {value}")
-            with slim.Datastore(**place, indexes=[*INDEXES, UNIQUE], history=True) as store:
+            with slim.Datastore(**place, indexes=[*INDEXES, UNIQUE]) as store:
                 use(store, place)
                 define(store)
         finally:
