@@ -120,7 +120,6 @@ class Untrusted(Corrupt):
 # ---- SQL. Identifiers are formatted in, quoted; values are bound to %s.
 
 # No default of a server may refuse a statement, cut a result short, or change what values mean.
-# MariaDB restores sql_mode after a compound statement: this is one text.
 SET_SESSION = """\
 SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
@@ -195,7 +194,7 @@ def _names(names: Iterable[str], prefix: str = "") -> str:
 
 
 def _insert(sql: str, rows: Rows) -> Row:
-    # MySQLdb writes a tuple as (…, …).
+    # A tuple is written as (…, …).
     return sql + ", ".join(["%s"] * len(rows)), *rows
 
 
@@ -454,11 +453,18 @@ class _Client:
 
     def _send_in(self, block: _Block, *packet: Row, commit: bool = False) -> list[Rows]:
         if block.failed:
-            raise Error("this transaction() has failed, or has ended: leave it")
-        begin = [] if block.begun else [("START TRANSACTION",)]
-        end = [("COMMIT",)] if commit else []
+            raise Error("this transaction() has failed or ended: leave it")
+        if commit:
+            packet = *packet, ("COMMIT",)
+        if self._mariadb and len(packet) > 1:
+            # Galera may abort it between two statements, and run those that follow.
+            (sql, *args), *others = packet
+            packet = (f"BEGIN NOT ATOMIC {sql}", *args), *others, ("END",)
+        if not block.begun:
+            # Galera would run it twice inside.
+            packet = ("START TRANSACTION",), *packet
         try:
-            rows = self._exchange(block.connection, *begin, *packet, *end)
+            rows = self._exchange(block.connection, *packet)
         except MySQLdb.Error as error:
             # A stale epoch is found before anything is done.
             block.failed = not _is_stale(error)
@@ -475,7 +481,7 @@ class _Client:
         query = self._bind(connection, packet)
         try:
             if not _is_quiet(connection):
-                # Now it is known that nothing was done.
+                # Nothing was done.
                 raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             connection.query(query)
             return _fetch(connection)
@@ -488,9 +494,6 @@ class _Client:
     def _bind(self, connection: Any, packet: Packet) -> bytes:
         bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
         query = b";".join(bound)
-        if self._mariadb and len(bound) > 1:
-            # Galera may abort it between two statements, and run those that follow.
-            query = b"BEGIN NOT ATOMIC " + query + b"; END"
         if len(query) >= self._max_packet > 0:
             raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
         return query
@@ -564,7 +567,7 @@ class _Client:
 
 
 def _abandon(connections: Iterable[Any]) -> None:
-    # A child that closed them would say goodbye for its parent.
+    # To close them would say goodbye for the parent.
     with open(os.devnull, "r+b") as null:
         for connection in connections:
             with contextlib.suppress(MySQLdb.Error):
@@ -721,7 +724,7 @@ class Index:
     def populate(self, datastore: Datastore) -> int:
         """Makes the rows agree with the entities; others may write. Returns how many did not.
 
-        Raises TypeError, ValueError or Duplicate for what it cannot have, and NotPopulated.
+        Raises TypeError, ValueError, Duplicate, NotPopulated.
         """
         return datastore._populate(self)
 

@@ -348,16 +348,18 @@ def test_put_that_waits_for_populate_is_not_undone_by_it(
         two.put_many({"id": f"e{n}", "user": "bob"} for n in range(50))
         one.add_index(BY_USER, populate=False)
         writer = threading.Thread(target=lambda: two.put({"id": "e7", "user": "ann"}))
+        waits: list[bool] = []
 
         def put_meanwhile() -> None:
             writer.start()
             writer.join(0.5)
+            waits.append(writer.is_alive())
 
         before = Before(b"INSERT INTO `index_user`", put_meanwhile)
         proxy.cut = before
         BY_USER.populate(one)
         writer.join(20)
-        assert before.done
+        assert before.done and waits == [True]
         assert BY_USER.get_all(two, user="ann") == [{"id": "e7", "user": "ann"}]
     assert wrong(connect) == []
 
