@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,37 @@ def test_sessions_that_wait_read_what_another_node_acknowledged(
             for n in range(200):
                 writer.put({"id": "a", "n": n})
                 assert reader.get("a") == {"id": "a", "n": n}
+
+
+@pytest.mark.timeout(120)
+def test_each_acknowledged_put_of_one_entity_is_in_its_history(
+    cluster: Cluster, shared: str
+) -> None:
+    places = [{**node.connect, "database": shared} for node in cluster.nodes]
+    with slim.Datastore(**places[0], history=True) as store:
+        store.put({"id": "hot"})
+    for node in cluster.nodes:
+        races.rows(cluster, node, shared)
+    end = time.monotonic() + 2 * SECONDS
+
+    def put(writer: int) -> set[str]:
+        """The marks of what it was told is stored. Nearly every put meets one of another node."""
+        marks = set()
+        with slim.Datastore(**places[writer % len(places)]) as store:
+            while time.monotonic() < end:
+                mark = f"{writer}-{len(marks)}"
+                store.put({"id": "hot", "mark": mark})
+                marks.add(mark)
+        return marks
+
+    with ThreadPoolExecutor(6) as pool:
+        told = set().union(*pool.map(put, range(6)))
+    assert len(told) > 50
+    for node in cluster.nodes:
+        history = races.rows(cluster, node, shared)["entities_history"]
+        stored = [slim.decode(body).get("mark") for _, body, *_ in history]
+        assert told - {*stored} == set()
+        assert len(stored) == len({*stored})
 
 
 def test_client_of_haproxy_goes_on_when_its_node_is_killed(
