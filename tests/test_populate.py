@@ -364,6 +364,26 @@ def test_put_that_waits_for_populate_is_not_undone_by_it(
     assert wrong(connect) == []
 
 
+def test_row_that_is_wrong_by_the_time_the_index_is_published_is_repaired(
+    proxy_and_connect: Any, connect: dict[str, Any], sql: Sql
+) -> None:
+    """Where there are several servers another one may write what is locked here."""
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one:
+        one.put_many({"id": f"e{n:03}", "user": "bob"} for n in range(600))
+        one.add_index(BY_USER, populate=False)
+
+        def bend() -> None:
+            sql("UPDATE index_user SET user = 'ann' WHERE entity_id IN ('e001', 'e599')")
+
+        # The lock is taken to publish it.
+        before = Before(b"GET_LOCK", bend)
+        proxy.cut = before
+        assert BY_USER.populate(one) == 600 + 2
+        assert before.done
+    assert wrong(connect) == []
+
+
 # ---- Killed, and run again
 
 
