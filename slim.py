@@ -539,7 +539,7 @@ class _Client:
 
     def _take(self) -> Any:
         if self._closed:
-            raise Error("this Datastore is closed; open another")
+            raise Error("this Datastore is closed")
         with contextlib.suppress(IndexError):
             while True:
                 connection = self._idle.pop()
@@ -641,6 +641,9 @@ def _fits(value: Any, limit: int) -> bool:
     if isinstance(value, Decimal):
         exponent: Any = value.as_tuple().exponent
         return value.is_finite() and exponent >= -30 and value.adjusted() < limit
+    if isinstance(value, dt.datetime) and value.tzinfo:
+        # UTC has not all of these years.
+        return 1 < value.year < 9999
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -737,16 +740,14 @@ class Index:
 
     def value(self, name: str, value: Any) -> Any:
         cls, _, limit = self.columns[name]
+        if type(value) is cls and _fits(value, limit):
+            if cls is dt.datetime and value.tzinfo:
+                return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
+            return value.bytes if cls is uuid.UUID else value
         told = f"index {self.table}: property {name} is declared {self.types[name]}, unlike"
         told = f"{told} {reprlib.repr(value)}: put another value, or declare another type"
         if type(value) is not cls:
             raise TypeError(told)
-        # UTC has not every datetime.
-        with contextlib.suppress(OverflowError):
-            if isinstance(value, dt.datetime) and value.tzinfo:
-                return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
-            if _fits(value, limit):
-                return value.bytes if cls is uuid.UUID else value
         raise ValueError(f"{told}, as this is too large or too exact")
 
     def position(self, entity: Any) -> Row:
@@ -925,7 +926,7 @@ class _Definitions(_Client):
         # A new table has no row for its first epoch. Any other epoch has its row.
         contents = {"first": '{"indexes": {}}'} if epoch == "first" else dict(rows)
         if epoch not in contents:
-            # It has just changed, unless the row is gone: try again.
+            # It has just changed, unless the row is gone.
             lost = f"entities_catalogue has lost row {epoch!r}"
             raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, lost)
         entries = json.loads(contents[epoch])["indexes"]
@@ -1277,7 +1278,7 @@ class Datastore(_Store):
 
     @property
     def indexes(self) -> list[Index]:
-        """All of the database, populated or not."""
+        """Those of the database."""
         return [*self._renew().indexes.values()]
 
     def add_index(self, index: Index, *, populate: bool = True) -> Index:
@@ -1290,7 +1291,7 @@ class Datastore(_Store):
             try:
                 index.populate(self)
             except (TypeError, ValueError, Duplicate, Corrupt):
-                # Else writers would be refused what is stored already.
+                # Else writers would be refused what is stored.
                 self.remove_index(index)
                 raise
         return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import random
 import time
 from pathlib import Path
@@ -105,13 +106,23 @@ def entity(dice: random.Random, id: str, mark: str) -> dict[str, Any]:
     }
 
 
+def keep_versions(connect: dict[str, Any]) -> None:
+    """From then on the server itself keeps every version that is put, in the table `versions`."""
+    with contextlib.closing(MySQLdb.connect(**connect, autocommit=True)) as connection:
+        connection.query("""
+            CREATE TABLE versions (number BIGINT AUTO_INCREMENT PRIMARY KEY, id VARCHAR(36), body MEDIUMBLOB)""")
+        connection.query("""
+            CREATE TRIGGER keep_version AFTER INSERT ON entities FOR EACH ROW
+            INSERT INTO versions (id, body) VALUES (NEW.id, NEW.body)""")
+
+
 def rows(cluster: Cluster, node: Node, database: str) -> Tables:
     """All rows of all tables, sorted, as this node has them when it has caught up with the others."""
     return read({**node.connect, "database": database}, cluster.wait)
 
 
 def read(connect: dict[str, Any], *setup: str) -> Tables:
-    """All rows of all tables, sorted; of entities and their history the id and the body first."""
+    """All rows of all tables, sorted; of entities and their versions the id and the body first."""
     connection = MySQLdb.connect(**connect, charset="utf8mb4")
     with connection.cursor() as cursor:
         for statement in setup:
@@ -119,7 +130,7 @@ def read(connect: dict[str, Any], *setup: str) -> Tables:
         cursor.execute("SHOW TABLES")
         result = {}
         for (table,) in cursor.fetchall():
-            first = "id, body, " if table in ("entities", "entities_history") else ""
+            first = "id, body, " if table in ("entities", "versions") else ""
             cursor.execute(f"SELECT {first}{table}.* FROM {table}")
             result[table] = sorted(cursor.fetchall(), key=repr)
     connection.close()
@@ -146,8 +157,8 @@ def disagreements(
 
 
 def lost(tables: Tables, all_notes: list[Notes]) -> list[Any]:
-    """Acknowledged puts that no history has, deleted entities that stand, own entities that are gone, counts that differ."""
-    history = {(id, slim.decode(body).get("mark")) for id, body, *_ in tables["entities_history"]}
+    """Acknowledged puts that are no version, deleted entities that stand, own entities that are gone, counts that differ."""
+    versions = {(id, slim.decode(body).get("mark")) for id, body, *_ in tables["versions"]}
     entities = {id: slim.decode(body) for id, body, *_ in tables["entities"]}
     deleted = set().union(*(notes.deleted for notes in all_notes))
     unknown: collections.Counter[str] = sum(
@@ -156,7 +167,7 @@ def lost(tables: Tables, all_notes: list[Notes]) -> list[Any]:
     counted: collections.Counter[str] = sum(
         (notes.counted for notes in all_notes), collections.Counter()
     )
-    found: list[Any] = [put for notes in all_notes for put in notes.put if put not in history]
+    found: list[Any] = [put for notes in all_notes for put in notes.put if put not in versions]
     found += [(id, "deleted, but stands") for id in deleted & entities.keys()]
     found += [
         (id, "put, but gone")
