@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -129,6 +130,28 @@ def test_find_takes_equality_ranges_and_one_of(
     done = run("find", *words, before=("--json",))
     assert (done.returncode, done.stderr) == (0, "")
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == list(found)
+
+
+def test_find_takes_a_value_of_each_type(store: slim.Datastore, run: Slim) -> None:
+    # What is asked for, and what is not.
+    values: dict[str, tuple[Any, Any]] = {
+        "a=b<c>": ("a=b<c>", "a=b"),
+        "-7": (-7, 7),
+        "0.5": (0.5, 0.25),
+        "true": (True, False),
+        "bób": ("bób".encode(), b"bob"),
+        "1.5": (Decimal("1.50"), Decimal("1.51")),
+        "1996-02-29": (dt.date(1996, 2, 29), dt.date(1996, 3, 1)),
+        "2009-02-27 12:30": (dt.datetime(2009, 2, 27, 12, 30), dt.datetime(2009, 2, 27)),
+        str(uuid.UUID(int=7)): (uuid.UUID(int=7), uuid.UUID(int=8)),
+    }
+    for text, (value, other) in values.items():
+        name = type(value).__name__
+        index = store.add_index(slim.Index(f"index_{name}", {name: type(value)}))
+        entity = {"id": f"x{name}", name: value}
+        store.put_many([entity, {"id": f"y{name}", name: other}])
+        done = run("find", index.table, f"{name}={text}")
+        assert (done.stdout, done.stderr) == (f"{entity}\n", "")
 
 
 def test_indexes_and_populate_show_and_repair(
