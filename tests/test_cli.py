@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from server import Named
+from test_readme import user_of
 
 import slim
 
@@ -363,11 +364,11 @@ def test_reader_that_goes_away_ends_it_quietly(
 @pytest.fixture
 def secretive(server: Named, database: str) -> Iterator[str]:
     """An account with a password."""
-    name = f"slim_cli_{os.urandom(4).hex()}"
-    server.query(f"CREATE USER {name}@'%' IDENTIFIED BY '{SECRET}'")
-    server.query(f"GRANT ALL ON {database}.* TO {name}@'%'")
-    yield name
-    server.query(f"DROP USER {name}@'%'")
+    user = user_of(server)
+    server.query(f"CREATE USER {user} IDENTIFIED BY '{SECRET}'")
+    server.query(f"GRANT ALL ON {database}.* TO {user}")
+    yield user.partition("@")[0]
+    server.query(f"DROP USER {user}")
 
 
 @pytest.mark.parametrize("password", [["-p", SECRET], [f"-p{SECRET}"], [f"--password={SECRET}"]])

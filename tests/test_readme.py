@@ -157,32 +157,38 @@ def test_program_of_the_readme_runs(
     assert re.match(r"Hello 2\d{3}-.*\+00:00\n1 types of dictionary\n", capsys.readouterr().out)
 
 
+def user_of(server: Named) -> str:
+    """The name of a new account, at the host from which the server sees the tests come."""
+    host = server.query("SELECT SUBSTRING_INDEX(USER(), '@', -1)")[0][0]
+    return f"me_{os.urandom(4).hex()}@'{host}'"
+
+
 def test_account_of_the_readme_serves_its_program(server: Named, connect: dict[str, Any]) -> None:
     (statements,) = [block.text for block in BLOCKS if block.language == "sql"]
-    user, database = f"me_{os.urandom(4).hex()}", connect["database"] + "_app"
-    # A server in a container is reached over the network.
-    statements = statements.replace("me@localhost", f"{user}@'%'").replace("app", database)
+    user, database = user_of(server), connect["database"] + "_app"
+    statements = statements.replace("me@localhost", user).replace("app", database)
     try:
         for statement in filter(str.strip, statements.split(";")):
             server.query(statement)
-        account = {**connect, "database": database, "user": user, "password": "secret"}
+        name = user.partition("@")[0]
+        account = {**connect, "database": database, "user": name, "password": "secret"}
         with slim.Datastore(**account, indexes=[slim.Index("index_a", "a")]) as store:
             assert store.get(store.put({"a": "b"}))
     finally:
         server.query(f"DROP DATABASE IF EXISTS {database}")
-        server.query(f"DROP USER IF EXISTS {user}@'%'")
+        server.query(f"DROP USER IF EXISTS {user}")
 
 
 def test_account_needs_no_more_than_the_readme_grants(
-    store: slim.Datastore, sql: Callable[..., Any], connect: dict[str, Any]
+    server: Named, store: slim.Datastore, connect: dict[str, Any]
 ) -> None:
     (grant,) = re.findall(r"`(GRANT .*?) ON app\.\* TO …`", README)
-    user = f"me_{os.urandom(4).hex()}"
+    user = user_of(server)
     by_name = store.add_index(slim.Index("index_name", "name"))
-    sql(f"CREATE USER {user} IDENTIFIED BY 'secret'")
+    server.query(f"CREATE USER {user} IDENTIFIED BY 'secret'")
     try:
-        sql(f"{grant} ON {connect['database']}.* TO {user}")
-        account = {**connect, "user": user, "password": "secret"}
+        server.query(f"{grant} ON {connect['database']}.* TO {user}")
+        account = {**connect, "user": user.partition("@")[0], "password": "secret"}
         with slim.Datastore(**account, indexes=[by_name]) as application:
             key = application.put({"name": "Ann"})
             with application.transaction():
@@ -195,7 +201,7 @@ def test_account_needs_no_more_than_the_readme_grants(
                 application.add_index(slim.Index("index_b", "b"))
             assert f"error {caught.value.args[0]} ends with the statement" in README
     finally:
-        sql(f"DROP USER {user}")
+        server.query(f"DROP USER {user}")
 
 
 def test_account_comes_from_an_option_file_as_the_readme_says(
