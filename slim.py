@@ -84,7 +84,7 @@ Packet = Sequence[Row]
 
 
 class Error(Exception):
-    """What slim's own errors derive from. The driver's pass through."""
+    """The base of slim's own errors. The driver's pass through."""
 
     id: str | None = None
 
@@ -231,7 +231,7 @@ _VALUES = (
     ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface)
 # fmt: on
 _BUILT_IN = _Allowed({f"{cls.__module__}.{cls.__qualname__}": cls for cls in _VALUES})
-# Python 3.13 pickles paths under another module's name.
+# Python 3.13 has them in another module.
 for _module in "pathlib", "pathlib._local":
     _BUILT_IN.update({f"{_module}.{cls.__name__}": cls for cls in _PATHS})
 
@@ -289,7 +289,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         self.plain = False
-        # Each version of Python has another way to pickle an enum's member.
+        # Each Python pickles an enum's member in another way.
         if isinstance(value, enum.Enum):
             return type(value), (value.value,)
         if isinstance(value, (type, types.FunctionType)) or type(value) in self.dispatch_table:
@@ -1045,7 +1045,7 @@ class _Store(_Definitions):
 
         return self._transact([id], plan, LOCK_ENTITIES, [id])
 
-    def _transact(self, ids: list[str], plan: Any, *lock: Any) -> Any:
+    def _transact(self, ids: list[str], plan: Any, *lock: Any, populating: Any = ()) -> Any:
         """Sends plan(catalogue), or plan(catalogue, rows) after those are locked.
 
         Returns the rows of each SELECT in the plan, None if that is empty.
@@ -1053,6 +1053,8 @@ class _Store(_Definitions):
 
         def attempt() -> Any:
             catalogue = self._catalogue
+            if populating:
+                catalogue.entry(*populating)
             check = catalogue.check(ids)
             packet = [] if lock else [check, *plan(catalogue)]
             outer = self._block
@@ -1092,9 +1094,7 @@ class _Store(_Definitions):
     def _populate(self, index: Index) -> int:
         if self._block:
             raise Error("no index can be populated inside a transaction()")
-        made = self._renew().entry(index).get("made")
-        if not made:
-            raise NotPopulated(f"{index} is missing: add_index makes it")
+        made = self._renew().entry(index).get("made", "never")
         changed = self._repair(index, made)
         self._repeat(lambda: self._publish(index, made))
         # On Galera another node can write a locked entity: what was right may be wrong when it is
@@ -1106,8 +1106,7 @@ class _Store(_Definitions):
         page: list[Row]
         wrong: dict[str, Any] = {}
 
-        def plan(catalogue: _Catalogue, rows: Rows) -> Packet:
-            catalogue.entry(index, made)
+        def plan(_: _Catalogue, rows: Rows) -> Packet:
             page[:] = rows
             wrong.clear()
             for _, id, updated, body, entity_id, *values in rows:
@@ -1123,7 +1122,9 @@ class _Store(_Definitions):
         for sql, start in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
             page = [(start,)]
             while page:
-                self._transact([], plan, index.sql(sql), page[-1][0], PAGE)
+                self._transact(
+                    [], plan, index.sql(sql), page[-1][0], PAGE, populating=(index, made)
+                )
                 count += len(wrong)
         return count
 

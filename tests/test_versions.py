@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import MySQLdb
 import pytest
-from check import in_threads, kill_sessions, wrong
+from check import wrong
 from proxy import Before, proxied
 
 import slim

@@ -23,7 +23,6 @@ import slim
 TESTS = Path(__file__).parent.parent
 KILL = "it ends the other connections: vtgate's list of them is the tablets', and KILL is off"
 UNLIKE = {
-    "test_forget_also_where_the_connection_was_closed_while_it_was_idle": KILL,
     "test_lost_connection_in_a_block_never_autocommits_the_rest": KILL,
     "test_block_whose_connection_is_lost_before_its_end_commits_nothing_and_says_so": KILL,
     "test_packet_that_stops_in_the_middle_leaves_nothing_and_a_clean_connection": KILL,

@@ -200,7 +200,7 @@ def test_client_of_haproxy_goes_on_when_its_node_is_killed(
         haproxy(cluster) as connect,
         slim.Datastore(**connect, database=shared, indexes=races.INDEXES[:1]) as store,
     ):
-        store.put({"id": "count", "count": 0})
+        store.put({"id": "count", "count": 0, "user": "bob"})
         request.addfinalizer(cluster.nodes[0].start)
         killer = threading.Timer(1, cluster.nodes[0].kill)
         killer.start()
@@ -208,16 +208,12 @@ def test_client_of_haproxy_goes_on_when_its_node_is_killed(
         pause, end = 0.0, time.monotonic() + 5
         while time.monotonic() < end or killer.is_alive():
             begun = time.monotonic()
-            store.put({"id": f"put-{counted + unknown}", "user": "bob"})
             try:
                 store.update("count", lambda entity: entity.update(count=entity["count"] + 1))
                 counted += 1
             except slim.Unknown:  # its COMMIT was under way: the one thing slim cannot know
                 unknown += 1
             pause = max(pause, time.monotonic() - begun)
-        print(
-            f"{counted + unknown} puts and updates, {unknown} unknown, the longest pause {pause:.1f} s"
-        )
+        print(f"{counted + unknown} updates, {unknown} unknown, the longest pause {pause:.1f} s")
         assert unknown <= 1
         assert counted <= (store.get("count") or {})["count"] <= counted + unknown
-        assert races.INDEXES[0].count(store, user="bob") == counted + unknown

@@ -72,10 +72,16 @@ def assert_indexes_are_right(vitess: Vitess) -> races.Tables:
 
 
 def race(
-    connect: dict[str, Any], stop: Path, during: Callable[[], None], pause: float = 0.0
+    vitess: Vitess,
+    connect: dict[str, Any],
+    stop: Path,
+    during: Callable[[], None],
+    pause: float = 0.0,
 ) -> list[races.Notes]:
     """What WRITERS processes noted, while `during` ran."""
-    with slim.Datastore(**connect, indexes=races.INDEXES, history=True) as store:
+    with slim.Datastore(**connect, indexes=races.INDEXES) as store:
+        for shard in SHARDS:
+            races.keep_versions({**vitess.mysql.connect, "database": f"vt_{KEYSPACE}_{shard}"})
         for key in range(races.HOT):
             store.put_many({"id": f"{kind}-{key}", "count": 0} for kind in ("expect", "update"))
     context = multiprocessing.get_context("spawn")
@@ -144,7 +150,7 @@ def test_writers_on_both_shards_miss_no_row_while_an_index_comes_and_goes(
                 time.sleep(0.5)
             store.add_index(races.LATER)
 
-    notes = race(sharded, tmp_path / "stop", add)
+    notes = race(vitess, sharded, tmp_path / "stop", add)
     audit(vitess, notes)
     assert not any(note.unknown or note.errors for note in notes)
 
@@ -209,7 +215,7 @@ def test_process_killed_under_writers_loses_nothing(
             server.start()
         time.sleep(SECONDS)
 
-    audit(vitess, race(sharded, tmp_path / "stop", kill, pause=0.01))
+    audit(vitess, race(vitess, sharded, tmp_path / "stop", kill, pause=0.01))
 
 
 def test_index_that_the_vschema_does_not_know_is_refused_before_a_writer_hears_of_it(
@@ -274,7 +280,7 @@ def test_call_for_one_entity_asks_one_shard(
     sharded: dict[str, Any], shards_asked: Callable[..., list[int]], verb: str
 ) -> None:
     index = races.INDEXES[0]
-    with slim.Datastore(**sharded, indexes=[index], history=True) as store:
+    with slim.Datastore(**sharded, indexes=[index]) as store:
         for id in "abcdefgh":
             store.put({"id": id, "user": "bob"})
             version = store.get(id).version  # type: ignore[union-attr]

@@ -51,7 +51,7 @@ KEYSPACE, SHARDS = "slim", ("-80", "80-")
 # Where each row lives: its entity's id says so. added_id comes from a sequence.
 TABLES: dict[str, Any] = {
     table: {"column_vindexes": [{"column": "id", "name": "xxhash"}]}
-    for table in ("entities", "entities_history", "entities_catalogue")
+    for table in ("entities", "entities_catalogue")
 }
 TABLES["entities"]["auto_increment"] = {"column": "added_id", "sequence": "common.entities_seq"}
 VSCHEMA = {"sharded": True, "vindexes": {"xxhash": {"type": "xxhash"}}}
@@ -313,13 +313,12 @@ def _query(connect: dict[str, Any], sql: str) -> list[tuple[Any, ...]]:
 def program() -> Path:
     """The path of vtcombo, which is fetched or built if it is not in the cache."""
     path = CACHE / f"vtcombo-{VERSION}"
-    with threading.Lock():
-        if not path.exists():
-            CACHE.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=CACHE) as work:
-                made = _from_image(Path(work)) or _build(Path(work))
-                made.chmod(0o755)
-                made.rename(path)
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as work:
+            made = _from_image(Path(work)) or _build(Path(work))
+            made.chmod(0o755)
+            made.rename(path)
     return _readable(path)
 
 
