@@ -505,7 +505,7 @@ class _Client:
             raise Error("no index can change inside a transaction()")
         connection = self._take()
         # The server takes the lock back when the connection ends.
-        lock = "SELECT GET_LOCK(%s, %s)", f"slim {self._connect['database']}"[:64], RETRY_SECONDS
+        lock = "SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), %s)", RETRY_SECONDS
         try:
             if not self._exchange(connection, (SET_DEFINING,), lock, (SET_LIMIT,))[0][0][0]:
                 raise Error("another program is changing the indexes")
@@ -575,7 +575,7 @@ def _abandon(connections: Iterable[Any]) -> None:
 
 
 def _is_quiet(connection: Any) -> bool:
-    # A server that hangs up can be heard.
+    # Who hangs up can be heard.
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return not poll.poll(0)
@@ -1331,8 +1331,11 @@ class Schema(list[dict[str, Any]]):
         return "\n".join([line[:79] for line in lines])
 
 
-def _tagged(value: Any) -> dict[str, str]:
-    return {type(value).__name__: str(value)}
+def _json(thing: Any) -> str:
+    def default(value: Any) -> Any:
+        return {type(value).__name__: str(value)}
+
+    return json.dumps(thing, default=default, allow_nan=False)
 
 
 def _options() -> dict[str, Any]:
@@ -1347,7 +1350,7 @@ def _options() -> dict[str, Any]:
     add("-u", "--user")
     add("-p", "--password")
     add("--defaults-file", dest="read_default_file")
-    add("--json", action="store_true", default=False, help="print JSON lines")
+    add("--json", action="store_true", default=False)
     add("database")
     add("verb", choices=["schema", "indexes", "get", "find", "populate"])
     add("what", nargs="?", default="", help="an ID, or an INDEX")
@@ -1390,7 +1393,7 @@ def _answer(store: Datastore, as_json: bool, verb: str, what: str, words: Any) -
 
 
 def main() -> None:
-    """The command line, `python -m slim`. Exits with 1 after an error, with 2 if called wrongly."""
+    """The command line. Exits with 1 after an error, with 2 if called wrongly."""
     options = _options()
     as_json, *asked = [options.pop(name) for name in ("json", "verb", "what", "match")]
     try:
@@ -1399,7 +1402,7 @@ def main() -> None:
             connection.query("DO (SELECT COUNT(*) FROM entities_catalogue)")
         with Datastore(**options) as store:
             for thing in _answer(store, as_json, *asked):
-                print(json.dumps(thing, default=_tagged) if as_json else thing, flush=True)
+                print(_json(thing) if as_json else thing, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         # The reader closed the pipe. What is flushed at exit would say so.
         os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,3 +132,17 @@ def test_table_of_another_program_is_refused_by_its_columns(
             store.add_index(slim.Index("index_n", {"n": int}))
         assert store.indexes == []
     assert sql("SHOW TABLES LIKE 'index_n'") == [("index_n",)]
+
+
+def test_database_of_an_option_file_gets_an_index(connect: dict[str, Any], tmp_path: Path) -> None:
+    names = {"unix_socket": "socket"}
+    told = ("host", "port", "user", "password", "unix_socket", "database")
+    lines = [f"{names.get(name, name)}={connect[name]}" for name in told if connect.get(name)]
+    path = tmp_path / "options.cnf"
+    path.write_text("\n".join(["[client]", "ssl-verify-server-cert=0", *lines, ""]))
+    with slim.Datastore(read_default_file=str(path), read_default_group="client") as store:
+        index = store.add_index(slim.Index("index_n", {"n": int}))
+        store.put({"id": "a", "n": 1})
+        assert index.get_all(store, n=1) == [{"id": "a", "n": 1}]
+        store.remove_index(index)
+        assert store.indexes == []
