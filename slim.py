@@ -68,7 +68,7 @@ BATCH_BYTES = 2 << 20
 RETRY_SECONDS = 30
 ALTER_SECONDS = 2
 
-# Rolled back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
+# To be rolled back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
 # Refused. 1290, 1836: read-only. 3032: offline. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 3032, 4031}
@@ -160,7 +160,7 @@ INSERT_ENTITIES = "INSERT INTO entities (id, body) VALUES "
 
 DELETE_ROWS = "DELETE FROM {table} WHERE entity_id IN %s"
 INSERT_ROWS = "INSERT INTO {table} ({names}, entity_id) VALUES "
-SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s"
+SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: MySQL may sort a small table otherwise.
 SELECT_MATCH = """\
 SELECT e.added_id, e.id, e.updated, e.body, {columns}, i.entity_id
@@ -185,7 +185,7 @@ CHECK_EPOCH_IN_QUERY = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id =
 
 
 def _quote(name: str) -> str:
-    # Values are bound later: a % is doubled.
+    # Values are bound later: % is doubled.
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"
 
 
@@ -194,7 +194,6 @@ def _names(names: Iterable[str], prefix: str = "") -> str:
 
 
 def _insert(sql: str, rows: Rows) -> Row:
-    # A tuple is written as (…, …).
     return sql + ", ".join(["%s"] * len(rows)), *rows
 
 
@@ -380,7 +379,7 @@ CONVERSIONS[Decimal] = lambda value, _: format(value, "f")
 CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
-# An open transaction. depth: how many are inside of each other. failed: or over.
+# An open transaction. depth: how many are inside of each other. failed: or ended.
 _Block = types.SimpleNamespace
 
 
@@ -434,11 +433,10 @@ class _Client:
             try:
                 yield block
                 if self._block is not block or block.depth > 1 or block.failed:
-                    raise Error("a call in this transaction() failed, or one is open")
+                    raise Error("a call in this transaction() failed or one is open")
                 if block.begun:
                     self._send_in(block, commit=True)
             finally:
-                # Who is still inside is told so.
                 block.failed = True
                 block.depth -= 1
                 block.connection = None
@@ -453,7 +451,7 @@ class _Client:
 
     def _send_in(self, block: _Block, *packet: Row, commit: bool = False) -> list[Rows]:
         if block.failed:
-            raise Error("this transaction() has failed or ended: leave it")
+            raise Error("this transaction() has failed or ended")
         if commit:
             packet = *packet, ("COMMIT",)
         if self._mariadb and len(packet) > 1:
@@ -461,12 +459,12 @@ class _Client:
             (sql, *args), *others = packet
             packet = (f"BEGIN NOT ATOMIC {sql}", *args), *others, ("END",)
         if not block.begun:
-            # Galera would run it twice inside.
+            # Inside, Galera would run it twice.
             packet = ("START TRANSACTION",), *packet
         try:
             rows = self._exchange(block.connection, *packet)
         except MySQLdb.Error as error:
-            # A stale epoch is found before anything is done.
+            # A stale epoch (of the catalogue) is found before anything is done.
             block.failed = not _is_stale(error)
             block.begun = True
             if commit and block.written and _code(error) in BROKEN:
@@ -486,7 +484,7 @@ class _Client:
             connection.query(query)
             return _fetch(connection)
         except BaseException as error:
-            # A signal's exception leaves an answer that nobody read.
+            # A signal's exception leaves an unread answer.
             if not isinstance(error, MySQLdb.Error) or _code(error) in NOT_DONE | BROKEN:
                 connection.close()
             raise
@@ -519,7 +517,7 @@ class _Client:
             self._exchange(connection, (sql,))
         except MySQLdb.Error as error:
             if _code(error) in ROLLED_BACK:
-                # Let those pass that wait behind it.
+                # Let those pass who wait for it.
                 time.sleep(ALTER_SECONDS)
             # A DBA may have to do it.
             raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
@@ -567,7 +565,7 @@ class _Client:
 
 
 def _abandon(connections: Iterable[Any]) -> None:
-    # To close them would say goodbye for the parent.
+    # Closing them would say goodbye for the parent.
     with open(os.devnull, "r+b") as null:
         for connection in connections:
             with contextlib.suppress(MySQLdb.Error):
@@ -695,11 +693,11 @@ class Index:
         where, args = self._where(match)
         start = () if after is None else self.position(after)
         sign, direction = ("<", " DESC") if reverse else (">", "")
-        listed = {name: len(_one_of(asked)) for name, asked in match.items()}
+        counts = {name: len(_one_of(asked)) for name, asked in match.items()}
         # MariaDB 10.11 would sort by a column that has a single value.
-        order = [column + direction for name, column in columns.items() if listed.get(name) != 1]
-        # Each page sends all of a long "one of": pages grow with it.
-        page = PAGE + sum(listed.values())
+        order = [column + direction for name, column in columns.items() if counts.get(name) != 1]
+        # Each page sends all of a long "one of".
+        page = PAGE + sum(counts.values())
         size = page if limit is None else min(limit, page)
 
         def pages() -> Iterator[Entity]:
@@ -830,7 +828,7 @@ class _Catalogue(NamedTuple):
         return CHECK_EPOCH.format(epoch=self.epoch), ids or [""]
 
     def entry(self, index: Index, made: str = "") -> dict[str, Any]:
-        """What is said of the index, {} if nothing; NotPopulated if it is not this `made`."""
+        """What is said of it, {} if nothing; NotPopulated if it is not this `made`."""
         entry: dict[str, Any] = self.entries.get(index.table) or {}
         if entry and repr(self.indexes[index.table]) != repr(index):
             raise ValueError(f"{self.indexes[index.table]} has this name: remove it first")
@@ -840,11 +838,11 @@ class _Catalogue(NamedTuple):
 
     def write(self, changes: Any, new: bool = False) -> Packet:
         """Stores {id: (entity, body)}, deletes {id: None}. new: there are none of these ids."""
-        bodies = [(id, change[1]) for id, change in changes.items() if change]
+        bodies = [(id, pair[1]) for id, pair in changes.items() if pair]
         packet: list[Row] = [] if new else [(DELETE_ENTITIES, [*changes])]
         packet += [_insert(INSERT_ENTITIES, bodies)] if bodies else []
         for index in self.indexes.values():
-            rows = {id: change and index.row(change[0]) for id, change in changes.items()}
+            rows = {id: pair and index.row(pair[0]) for id, pair in changes.items()}
             packet += index.replace_rows(rows, new)
         return packet
 
@@ -885,12 +883,12 @@ class _Definitions(_Client):
                 # Who removed it has died.
                 self._define(connection, index.sql(DROP_TABLE))
             columns = {name: f"{column[1]} NOT NULL" for name, column in index.columns.items()}
-            columns["entity_id"] = ENTITIES["id"]
+            columns["entity_id"] = "VARCHAR(36) NOT NULL UNIQUE"
+            if index.unique:
+                columns["entity_id"] = "VARCHAR(36) UNIQUE NOT NULL"
             key = _names(index.types if index.unique else columns)
             try:
-                self._create(
-                    connection, index.table, columns, f"PRIMARY KEY ({key}), UNIQUE (entity_id)"
-                )
+                self._create(connection, index.table, columns, f"PRIMARY KEY ({key})")
                 # A sharded server that was not told of the table refuses this.
                 self._send((index.sql(DELETE_ROWS), [""]))
             except MySQLdb.Error as error:
@@ -899,21 +897,19 @@ class _Definitions(_Client):
                 mend = f"ALTER VSCHEMA ON {_quote(index.table)} ADD VINDEX … (entity_id)"
                 raise Error(f"{error.args[-1]}: {mend} first") from None
             entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
-            self._change_entries(connection, {**self._catalogue.entries, index.table: entry})
+            self._change_entry(connection, index.table, entry)
 
     def _publish(self, index: Index, made: str) -> None:
         with self._defining() as connection:
             entry = {**self._renew().entry(index, made), "populated": True}
-            self._change_entries(connection, {**self._catalogue.entries, index.table: entry})
+            self._change_entry(connection, index.table, entry)
 
     def _remove(self, table: str) -> None:
         with self._defining() as connection:
-            entries = {**self._renew().entries}
-            if table in entries:
-                self._change_entries(connection, {**entries, table: None})
+            if table in self._renew().entries:
+                self._change_entry(connection, table, None)
                 self._define(connection, DROP_TABLE.format(table=_quote(table)))
-                del entries[table]
-                self._change_entries(connection, entries)
+                self._change_entry(connection, table)
 
     def _renew(self) -> _Catalogue:
         self._catalogue = self._repeat(self._read)
@@ -926,7 +922,7 @@ class _Definitions(_Client):
         # A new table has no row for its first epoch. Any other epoch has its row.
         contents = {"first": '{"indexes": {}}'} if epoch == "first" else dict(rows)
         if epoch not in contents:
-            # It has just changed, unless the row is gone.
+            # It has just changed, or was lost.
             lost = f"entities_catalogue has lost row {epoch!r}"
             raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, lost)
         entries = json.loads(contents[epoch])["indexes"]
@@ -937,9 +933,11 @@ class _Definitions(_Client):
         }
         return _Catalogue(epoch, entries, indexes, [id for id, _ in rows])
 
-    def _change_entries(self, connection: Any, entries: Any) -> None:
-        """Publishes other entries. Waits for those who write by the old ones."""
+    def _change_entry(self, connection: Any, table: str, *entry: Any) -> None:
+        """Publishes another entry, or none. Waits for those who write by the old one."""
         old = self._catalogue
+        entries = {name: old.entries[name] for name in old.entries if name != table}
+        entries.update(zip([table], entry))
         if entries == old.entries:
             return
         epoch = uuid.uuid4().hex
@@ -965,13 +963,15 @@ class _Definitions(_Client):
             parts.update(table=_quote(table), keys=keys, collation=collation)
             self._define(connection, CREATE_TABLE.format(**parts))
             return
-        found = {row[0]: row[2] for row in rows}
-        for name in columns:
-            if name not in found:
-                raise Error(f"table {table} stands without a column {name}: rename it")
-            if found[name] not in (None, collation):
+        found = {row[0]: (f"{row[1]} {row[4]}".lower(), row[2]) for row in rows}
+        for name, definition in columns.items():
+            kind, compared = found.get(name, ("missing", None))
+            # A unique index has entity_id in no other key: UNI, not PRI.
+            if not kind.startswith(re.findall(r"\S+(?: uni)?", definition.lower())[0]):
+                raise Error(f"table {table} stands, but {name} is {kind}: rename the table")
+            if compared not in (None, collation):
                 mend = f"{_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}"
-                raise Error(f"{name} compares by {found[name]}, not exactly: ALTER TABLE {mend}")
+                raise Error(f"{name} compares by {compared}, not exactly: ALTER TABLE {mend}")
 
 
 # ---- Datastore. How reading and writing are put together, then the verbs.
@@ -1025,7 +1025,7 @@ class _Store(_Definitions):
         self._transact([*changes], lambda catalogue: catalogue.write(changes, new))
 
     def _change(self, id: str, decide: Any, expect: int | None = None) -> Any:
-        """Locks an entity, then stores decide(row): an entity and its body, or None to delete it.
+        """Locks an entity, then stores decide(row): a pair of it and its body, or None: deletes it.
 
         Returns rows, last its (version, updated); None if nothing was to be done.
         """
@@ -1037,11 +1037,11 @@ class _Store(_Definitions):
             if expect is not None and found != expect:
                 told = "entity {id!r} has version {found} (0: none), not {expected}; get it again"
                 raise Conflict(told, id=id, expected=expect, found=found)
-            change = decide(rows[0] if rows else None)
-            # Who deletes nothing has locked nothing: the index rows may be another's.
-            if not rows and not change:
+            pair = decide(rows[0] if rows else None)
+            # With no entity locked, its index rows may be another's.
+            if not rows and not pair:
                 return []
-            return [*catalogue.write({id: change}, new=not rows), (SELECT_VERSION, id)]
+            return [*catalogue.write({id: pair}, new=not rows), (SELECT_VERSION, id)]
 
         return self._transact([id], plan, LOCK_ENTITIES, [id])
 
@@ -1082,11 +1082,10 @@ class _Store(_Definitions):
         for index in catalogue.indexes.values():
             for sql, *rows in packet:
                 if index.unique and sql.startswith(index.sql(INSERT_ROWS)):
-                    ids = {row[:-1]: row[-1] for row in rows}
-                    owners = self._exchange(block.connection, (index.sql(SELECT_OWNERS), [*ids]))[0]
-                    # Two of the rows may have the same values.
-                    twice = [row for row in rows if ids[row[:-1]] != row[-1]]
-                    for *_, id in [*owners, *twice]:
+                    twins = [a for a, b in itertools.pairwise(rows) if a[:-1] == b[:-1]]
+                    *values, ids = zip(*rows)
+                    select = index.sql(SELECT_OWNERS), [*zip(*values)], ids
+                    for *_, id in twins or self._exchange(block.connection, select)[0]:
                         told = "{index}: entity {id!r} already has these values"
                         raise Duplicate(told, index=index, id=id) from None
         raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, "an id was inserted twice") from None
@@ -1099,7 +1098,7 @@ class _Store(_Definitions):
         self._repeat(lambda: self._publish(index, made))
         # On Galera another node can write a locked entity: what was right may be wrong when it is
         # committed. By now such writes are done.
-        return changed + self._repair(index, made) if changed else 0
+        return changed and changed + self._repair(index, made)
 
     def _repair(self, index: Index, made: str) -> int:
         count = 0
@@ -1130,7 +1129,7 @@ class _Store(_Definitions):
 
 
 class Datastore(_Store):
-    """Entities in a MySQL database, for all threads, tasks and forks of a program.
+    """Entities in a database, for all threads, tasks and forks of a program.
 
     host, user, password, database, `connect`: as for MySQLdb.connect. indexes: to be added.
     classes: what entities may hold, {"old.module.Name": class} for one that moved, or ANY.
@@ -1192,7 +1191,7 @@ class Datastore(_Store):
         new = True
         for entity in entities:
             id, whole, body = self._prepare(entity)
-            # SQL may double a body; index rows come on top.
+            # SQL may double a body; rows come on top.
             large = size + len(body) > min(BATCH_BYTES, self._max_packet // 8)
             if changes and (large or len(changes) >= batch):
                 self._put(changes, new)
@@ -1237,14 +1236,13 @@ class Datastore(_Store):
             nonlocal entity
             if not row and default is None:
                 raise KeyError(id)
-            new = {**copy.deepcopy(default or {}), "id": id}
-            entity = self._entity(row) if row else Entity(new)
-            # If it fails, what it has put must not be committed.
+            entity = self._entity(row) if row else Entity(copy.deepcopy({**default, "id": id}))
+            # If it fails, what it put must not be committed.
             with self.transaction():
                 returned: Any = change(entity)  # type: ignore[func-returns-value]
-            if returned is not None or entity.get("id") != id:
-                raise TypeError("change alters the entity in place, not its id, and returns None")
-            return self._prepare(entity)[1:]
+                if returned is not None or entity.get("id") != id:
+                    raise TypeError("change alters it in place, not its id, and returns None")
+                return self._prepare(entity)[1:]
 
         ((entity.version, updated),) = self._change(_check_id(id), decide)[-1]
         entity.updated = updated.replace(tzinfo=dt.timezone.utc)
@@ -1274,7 +1272,7 @@ class Datastore(_Store):
         return bool(self._query(SELECT_VERSION, _check_id(id)))
 
     def schema(self, *, limit: int | None = None) -> Schema:
-        """The types of dictionary, of all or of the oldest `limit` entities."""
+        """The types of dictionary, of the oldest `limit` entities or of all."""
         return Schema(itertools.islice(self.scan(), limit))
 
     @property
@@ -1323,7 +1321,6 @@ class Schema(list[dict[str, Any]]):
             self.append(dict(entities=n, share=share, fields=dict(key), example=examples[key]))
 
     def __str__(self) -> str:
-        # 24 lines of 80 columns are a screen.
         lines = [f"{len(self):,} types of dictionary"]
         for shape in self[:10]:
             lines.append("{entities:,} ({share:.1%}), such as {example!r}".format(**shape))

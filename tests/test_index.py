@@ -11,6 +11,7 @@ from typing import Any
 
 import MySQLdb
 import pytest
+from proxy import Before, proxied
 from server import Named
 
 import slim
@@ -457,3 +458,47 @@ def test_integer_is_no_float_of_its_index(store: slim.Datastore) -> None:
     with pytest.raises(TypeError, match="index_score: property score"):
         store.put({"score": 10**400})
     assert len(store) == 0
+
+
+def test_duplicate_names_the_index_and_the_other_entity_where_two_are_unique(
+    store: slim.Datastore,
+) -> None:
+    store.add_index(slim.Index("index_first", "first", unique=True))
+    second = store.add_index(slim.Index("index_second", "second", unique=True))
+    store.put({"id": "theirs", "first": "a", "second": "x"})
+    for write in (
+        lambda: store.put({"id": "mine", "first": "b", "second": "x"}),
+        lambda: store.put({"id": "mine", "first": "b", "second": "x"}, expect=0),
+        lambda: store.put_many([{"id": "mine", "first": "b", "second": "x"}, {"id": "other"}]),
+    ):
+        with pytest.raises(slim.Duplicate) as refused:
+            write()
+        assert (repr(refused.value.index), refused.value.id) == (repr(second), "theirs")
+
+
+def test_two_first_puts_of_equal_values_under_one_id_are_a_conflict_and_no_duplicate(
+    connect: dict[str, Any], store: slim.Datastore
+) -> None:
+    store.add_index(slim.Index("index_email", "email", unique=True))
+    entity = {"id": "a", "email": "x@y"}
+    with proxied(connect) as (proxy, through), slim.Datastore(**through) as slow:
+        proxy.cut = Before(b"INSERT INTO entities", lambda: store.put(entity))
+        with pytest.raises(slim.Conflict):
+            slow.put(dict(entity), expect=0)
+        proxy.cut = None
+
+
+@pytest.mark.parametrize("left", [{"unique": False}, {"properties": {"email": "VARCHAR(20)"}}])
+def test_table_that_was_left_with_other_keys_or_types_is_not_adopted(
+    store: slim.Datastore, sql: Callable[..., Any], left: dict[str, Any]
+) -> None:
+    """As by a program that died before it had listed the index."""
+    other = slim.Index("index_email", **{"properties": "email", "unique": True, **left})
+    store.add_index(other)
+    (_, statement), *_ = sql("SHOW CREATE TABLE index_email")
+    store.remove_index(other)
+    sql(statement)
+    with pytest.raises(slim.Error, match="index_email.*rename the table"):
+        store.add_index(slim.Index("index_email", "email", unique=True))
+    sql("DROP TABLE index_email")
+    store.add_index(slim.Index("index_email", "email", unique=True))

@@ -438,3 +438,16 @@ def test_table_that_was_dropped_is_the_drivers_error(store: slim.Datastore, sql:
     sql("DROP TABLE entities")
     with pytest.raises(MySQLdb.ProgrammingError, match="1146"):
         store.put({"n": 1})
+
+
+def test_change_that_fails_in_a_block_commits_nothing_of_what_it_put(store: slim.Datastore) -> None:
+    store.put({"id": "a"})
+
+    def change(entity: slim.Entity) -> Any:
+        store.put({"id": "b"})
+        return entity
+
+    with pytest.raises(slim.Error), store.transaction():
+        with pytest.raises(TypeError, match="in place"):
+            store.update("a", change)
+    assert "b" not in store
