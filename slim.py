@@ -273,16 +273,17 @@ class _Unpickler(pickle.Unpickler):
         return call
 
 
+def _by_text(value: Any) -> Any:
+    return type(value), (str(value),)
+
+
 class _Pickler(pickle.Pickler):
     """Writes what `_Unpickler` reads. `plain`: it met built-in values alone."""
 
     plain = True
     dispatch_table = collections.ChainMap[Any, Any](
-        {
-            uuid.UUID: lambda value: (uuid.UUID, (value.hex,)),
-            zoneinfo.ZoneInfo: lambda value: (zoneinfo.ZoneInfo, (value.key,)),
-            collections.defaultdict: lambda value: (dict, (), None, None, iter(value.items())),
-        },
+        dict.fromkeys([uuid.UUID, ipaddress.IPv6Address, zoneinfo.ZoneInfo], _by_text),
+        {collections.defaultdict: lambda value: (dict, (), None, None, iter(value.items()))},
         copyreg.dispatch_table,
     )
 
@@ -429,8 +430,8 @@ class _Client:
             return
         with self._connection() as connection:
             block = _Block(connection=connection, depth=1, begun=False, written=False, failed=False)
-            block.token = self._current.set(block)
             try:
+                block.token = self._current.set(block)
                 yield block
                 if self._block is not block or block.depth > 1 or block.failed:
                     raise Error("a call in this transaction() failed or one is open")
