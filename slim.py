@@ -507,7 +507,7 @@ class _Client:
         lock = "SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), %s)", RETRY_SECONDS
         try:
             if not self._exchange(connection, (SET_DEFINING,), lock, (SET_LIMIT,))[0][0][0]:
-                raise Error("another program is changing the indexes")
+                raise Error("another program changes the indexes")
             yield connection
         finally:
             if connection.open:
@@ -520,7 +520,6 @@ class _Client:
             if _code(error) in ROLLED_BACK:
                 # Let those pass who wait for it.
                 time.sleep(ALTER_SECONDS)
-            # A DBA may have to do it.
             raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
 
     @contextlib.contextmanager
@@ -1093,7 +1092,7 @@ class _Store(_Definitions):
 
     def _populate(self, index: Index) -> int:
         if self._block:
-            raise Error("no index can be populated inside a transaction()")
+            raise Error("no index can be populated in a transaction()")
         made = self._renew().entry(index).get("made", "never")
         changed = self._repair(index, made)
         self._repeat(lambda: self._publish(index, made))
@@ -1333,7 +1332,10 @@ def _json(thing: Any) -> str:
     def default(value: Any) -> Any:
         return {type(value).__name__: str(value)}
 
-    return json.dumps(thing, default=default, allow_nan=False)
+    try:
+        return json.dumps(thing, default=default, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(default(thing))
 
 
 def _options() -> dict[str, Any]:
@@ -1391,7 +1393,7 @@ def _answer(store: Datastore, as_json: bool, verb: str, what: str, words: Any) -
 
 
 def main() -> None:
-    """The command line. Exits with 1 after an error, with 2 if called wrongly."""
+    """The command line. Exits with 1 after an error, 2 if called wrongly."""
     options = _options()
     as_json, *asked = [options.pop(name) for name in ("json", "verb", "what", "match")]
     try:
@@ -1402,7 +1404,7 @@ def main() -> None:
             for thing in _answer(store, as_json, *asked):
                 print(_json(thing) if as_json else thing, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
-        # The reader closed the pipe. What is flushed at exit would say so.
+        # The reader closed the pipe.
         os._exit(1)
     except Exception as error:
         text = str(error.args[-1] if isinstance(error, MySQLdb.Error) else error)
