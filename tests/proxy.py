@@ -43,6 +43,12 @@ class Packet(NamedTuple):
 
 
 Cut = Callable[[Packet], "int | None"]
+COM_QUIT = b"\x01"
+
+
+def is_goodbye(packet: Packet) -> bool:
+    """Whether a client ends its connection: one that was cut off before may say so meanwhile."""
+    return packet.from_client and packet.data[4:] == COM_QUIT
 
 
 def at_request(number: int, share: float) -> Cut:

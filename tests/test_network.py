@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import MySQLdb
 import pytest
 from check import kill_sessions, queries, sessions, until, wrong
-from proxy import Once, Packet, Proxy, at_request, proxied
+from proxy import Once, Packet, Proxy, at_request, is_goodbye, proxied
 
 import slim
 
@@ -27,7 +27,6 @@ OLD = {"id": "a", "n": 1, "user": "bob"}
 NEW = {"id": "a", "n": 2, "user": "ann"}
 SECOND = {"id": "b", "n": 2}
 BETWEEN = 6
-COM_QUIT = b"\x01"
 # A flag of an OK packet.
 MORE_RESULTS = 8
 
@@ -176,11 +175,6 @@ def spoken(proxy: Proxy, call: Callable[[], Any]) -> list[Packet]:
     call()
     proxy.cut = None
     return [packet for packet in conversation if not is_goodbye(packet)]
-
-
-def is_goodbye(packet: Packet) -> bool:
-    """Another connection, which was cut off before, may say it meanwhile."""
-    return packet.from_client and packet.data[4:] == COM_QUIT
 
 
 def outcome_of(call: Callable[[], Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import MySQLdb
 import pytest
 from check import kill_sessions, queries, until, wrong
-from proxy import Packet, Proxy
+from proxy import Packet, Proxy, is_goodbye
 from server import Named
 
 import slim
@@ -21,7 +21,6 @@ INDEX = slim.Index("index_n", {"n": int})
 OLD = {"id": "a", "n": 0}
 MINE = {"id": "a", "n": 1}
 THEIRS = {"id": "a", "n": 2}
-COM_QUIT = b"\x01"
 
 Call = Callable[[slim.Datastore], Any]
 
@@ -81,8 +80,7 @@ class CutAt:
         self.seen = 0
 
     def __call__(self, packet: Packet) -> int | None:
-        # Another connection may say goodbye meanwhile.
-        if packet.from_client and packet.data[4:] == COM_QUIT:
+        if is_goodbye(packet):
             return None
         self.seen += 1
         return 0 if self.seen - 1 == self.number else None
