@@ -904,12 +904,12 @@ class _Definitions(_Client):
             entry = {**self._renew().entry(index, made), "populated": True}
             self._change_entry(connection, index.table, entry)
 
-    def _remove(self, table: str) -> None:
+    def _remove(self, index: Index) -> None:
         with self._defining() as connection:
-            if table in self._renew().entries:
-                self._change_entry(connection, table, None)
-                self._define(connection, DROP_TABLE.format(table=_quote(table)))
-                self._change_entry(connection, table)
+            if index.table in self._renew().entries:
+                self._change_entry(connection, index.table, None)
+                self._define(connection, index.sql(DROP_TABLE))
+                self._change_entry(connection, index.table)
 
     def _renew(self) -> _Catalogue:
         self._catalogue = self._repeat(self._read)
@@ -1297,7 +1297,7 @@ class Datastore(_Store):
 
     def remove_index(self, index: Index) -> None:
         """Drops the index, if there is one."""
-        self._repeat(lambda: self._remove(index.table))
+        self._repeat(lambda: self._remove(index))
 
 
 # ---- schema, and the command line. Know Datastore and Index; nothing private of them.
