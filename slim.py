@@ -89,7 +89,7 @@ class Error(Exception):
     id: str | None = None
 
     def __init__(self, message: str, **attributes: Any) -> None:
-        super().__init__(message.format(**attributes) if attributes else message)
+        super().__init__(message)
         vars(self).update(attributes)
 
 
@@ -129,7 +129,7 @@ SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTI
   /*M!100307 , max_statement_time = 0, timestamp = DEFAULT,
     in_predicate_conversion_threshold = 0 */;
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
-SELECT @@max_allowed_packet"""
+SELECT @@max_allowed_packet, VERSION()"""
 # vtgate refuses GET_LOCK while there is a limit.
 SET_DEFINING = f"SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT"
 SET_LIMIT = "SET SESSION sql_select_limit = 9223372036854775807"
@@ -163,16 +163,17 @@ INSERT_ROWS = "INSERT INTO {table} ({names}, entity_id) VALUES "
 SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s AND entity_id NOT IN %s"
 # STRAIGHT_JOIN: MySQL may sort a small table otherwise.
 SELECT_MATCH = """\
-SELECT e.added_id, e.id, e.updated, e.body, {columns}, i.entity_id
+SELECT e.added_id, e.id, e.updated, e.body, {selected}
 FROM {table} AS i STRAIGHT_JOIN entities AS e ON e.id = i.entity_id
 WHERE {where} AND {check} ORDER BY {order} LIMIT %s"""
 COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {where} AND {check}"
 LOCK_ENTITY_PAGE = """\
-SELECT e.added_id, e.id, e.updated, e.body, i.entity_id, {columns}
+SELECT e.added_id, e.id, e.updated, e.body, {selected}
 FROM entities AS e LEFT JOIN {table} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
+# First the cursor, then the id.
 LOCK_ROW_PAGE = """\
-SELECT i.entity_id, i.entity_id, e.updated, e.body, i.entity_id, {columns}
+SELECT i.entity_id, i.entity_id, e.updated, e.body, {selected}
 FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
 WHERE i.entity_id > %s ORDER BY i.entity_id LIMIT %s FOR UPDATE"""
 
@@ -189,8 +190,8 @@ def _quote(name: str) -> str:
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"
 
 
-def _names(names: Iterable[str], prefix: str = "") -> str:
-    return ", ".join([prefix + _quote(name) for name in names])
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(_quote, names))
 
 
 def _insert(sql: str, rows: Rows) -> Row:
@@ -229,7 +230,13 @@ _VALUES = (
     ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface,
     ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface)
 # fmt: on
-_BUILT_IN = _Allowed({f"{cls.__module__}.{cls.__qualname__}": cls for cls in _VALUES})
+
+
+def _by_name(classes: Iterable[Any]) -> dict[str, Any]:
+    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
+
+
+_BUILT_IN = _Allowed(_by_name(_VALUES))
 # Python 3.13 has them in another module.
 for _module in "pathlib", "pathlib._local":
     _BUILT_IN.update({f"{_module}.{cls.__name__}": cls for cls in _PATHS})
@@ -241,8 +248,7 @@ def _allow(classes: Any) -> Any:
     if not classes:
         return _BUILT_IN
     moved = classes if isinstance(classes, Mapping) else {}
-    names = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in moved.values() or classes}
-    return _Allowed({**_BUILT_IN, **names, **moved})
+    return _Allowed({**_BUILT_IN, **_by_name(moved.values() or classes), **moved})
 
 
 class _Unpickler(pickle.Unpickler):
@@ -253,14 +259,12 @@ class _Unpickler(pickle.Unpickler):
     """
 
     allowed: _Allowed
-    # {function: the class that it calls}; weak, to tell what the body has kept.
-    functions: weakref.WeakKeyDictionary[Any, Any] | None = None
+    # {function: the class that it calls}
+    functions: dict[Any, Any]
 
     def find_class(self, module: str, name: str) -> Any:
-        if self.functions is None:
-            self.functions = weakref.WeakKeyDictionary()
         functions = self.functions
-        is_new = (module, name) == ("slim", "_new")
+        is_new = f".{module}.{name}".endswith(".slim._new")
         cls: Any = _new if is_new else self.allowed.get(f"{module}.{name}")
         if cls is None:
             raise Untrusted(f"it names {module}.{name}, which is not in Datastore(classes=…)")
@@ -348,21 +352,20 @@ def _load(data: bytes, allowed: Any) -> Any:
     copyreg.clear_extension_cache()
     unpickler = _Unpickler(io.BytesIO(data))
     unpickler.allowed = allowed
+    unpickler.functions = {}
     value = unpickler.load()
-    functions = unpickler.functions
-    # Its memo holds the functions. Those that live on are values.
+    functions = [weakref.ref(function) for function in unpickler.functions]
+    unpickler.functions.clear()
+    # Its memo holds them, too.
     del unpickler
-    if functions:
+    if any([function() for function in functions]):
         raise pickle.UnpicklingError("it holds a class or a function as a value")
     return value
 
 
 def _new_id() -> str:
-    # RFC 9562: | 48 bits: milliseconds | 4: version 7 | 12: random | 2: variant 2 | 62: random |
-    number = int.from_bytes(os.urandom(16), "big")
-    number &= ~(0xFFFF_FFFF_FFFF << 80 | 0xF << 76 | 0x3 << 62)
-    number |= time.time_ns() // 1_000_000 << 80 | 7 << 76 | 2 << 62
-    return str(uuid.UUID(int=number))
+    # RFC 9562, version 7: milliseconds, the version, then as in version 4.
+    return str(uuid.UUID(f"{time.time_ns() // 1_000_000:012x}7{uuid.uuid4().hex[13:]}"))
 
 
 def _check_id(id: Any) -> str:
@@ -375,12 +378,13 @@ def _check_id(id: Any) -> str:
 # ---- Connections and transactions. Knows MySQLdb and its errors; nothing of entities.
 
 # By itself MySQLdb writes a large Decimal as a DOUBLE.
-CONVERSIONS: dict[Any, Any] = {**conversions, FIELD_TYPE.TIMESTAMP: dt.datetime.fromisoformat}
-CONVERSIONS[Decimal] = lambda value, _: format(value, "f")
+CONVERSIONS: dict[Any, Any] = {**conversions, Decimal: lambda value, _: format(value, "f")}
+CONVERSIONS[FIELD_TYPE.TIMESTAMP] = lambda text: dt.datetime.fromisoformat(text + "+00:00")
 CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
-# An open transaction. depth: how many are inside of each other. failed: or ended.
+# An open transaction. depth: with inner ones. single: of one call. begun: START was sent.
+# written: Unknown is possible. failed: or ended.
 _Block = types.SimpleNamespace
 
 
@@ -402,7 +406,7 @@ class _Client:
         if block is None or block.depth == 0:
             return None
         try:
-            # A ContextVar takes its token back only in the thread and task that set it.
+            # Raises elsewhere: a token is for one thread and task.
             self._current.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for one thread and task") from None
@@ -429,12 +433,15 @@ class _Client:
                 outer.depth -= 1
             return
         with self._connection() as connection:
-            block = _Block(connection=connection, depth=1, begun=False, written=False, failed=False)
+            block = _Block(connection=connection, depth=1, single=False)
+            block.begun = block.written = block.failed = False
             try:
+                # Its token keeps the value before it.
+                self._current.set(None)
                 block.token = self._current.set(block)
                 yield block
                 if self._block is not block or block.depth > 1 or block.failed:
-                    raise Error("a call in this transaction() failed or one is open")
+                    raise Error("a call in this transaction() failed, or an inner one is open")
                 if block.begun:
                     self._send_in(block, commit=True)
             finally:
@@ -460,7 +467,7 @@ class _Client:
             (sql, *args), *others = packet
             packet = (f"BEGIN NOT ATOMIC {sql}", *args), *others, ("END",)
         if not block.begun:
-            # Inside, Galera would run it twice.
+            # With this inside, Galera would run all of it twice.
             packet = ("START TRANSACTION",), *packet
         try:
             rows = self._exchange(block.connection, *packet)
@@ -477,10 +484,12 @@ class _Client:
 
     def _exchange(self, connection: Any, *packet: Row) -> list[Rows]:
         """One round trip. Returns the rows of each SELECT."""
-        query = self._bind(connection, packet)
+        bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
+        query = b";".join(bound)
+        if len(query) >= self._max_packet > 0:
+            raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
         try:
             if not _is_quiet(connection):
-                # Nothing was done.
                 raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             connection.query(query)
             return _fetch(connection)
@@ -489,13 +498,6 @@ class _Client:
             if not isinstance(error, MySQLdb.Error) or _code(error) in NOT_DONE | BROKEN:
                 connection.close()
             raise
-
-    def _bind(self, connection: Any, packet: Packet) -> bytes:
-        bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
-        query = b";".join(bound)
-        if len(query) >= self._max_packet > 0:
-            raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
-        return query
 
     @contextlib.contextmanager
     def _defining(self) -> Iterator[Any]:
@@ -518,7 +520,7 @@ class _Client:
             self._exchange(connection, (sql,))
         except MySQLdb.Error as error:
             if _code(error) in ROLLED_BACK:
-                # Let those pass who wait for it.
+                # Let those pass who wait.
                 time.sleep(ALTER_SECONDS)
             raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
 
@@ -538,20 +540,23 @@ class _Client:
     def _take(self) -> Any:
         if self._closed:
             raise Error("this Datastore is closed")
-        with contextlib.suppress(IndexError):
-            while True:
-                connection = self._idle.pop()
-                if _is_quiet(connection):
-                    return connection
-                connection.close()
+        while connection := self._pop():
+            if _is_quiet(connection):
+                return connection
+            connection.close()
         connection = MySQLdb.connect(**self._connect)
         self._connections.add(connection)
-        self._mariadb = "MariaDB" in connection.get_server_info()  # type: ignore[no-untyped-call]
-        self._max_packet = self._exchange(connection, (SET_SESSION,))[0][0][0]
+        ((self._max_packet, version),) = self._exchange(connection, (SET_SESSION,))[0]
+        self._mariadb = "MariaDB" in version
         return connection
 
+    def _pop(self) -> Any:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+
     def _give_back(self, connection: Any) -> None:
-        self._idle.append(connection)
+        if connection.open:
+            self._idle.append(connection)
         # close() may have looked.
         if self._closed:
             self.close()
@@ -559,16 +564,15 @@ class _Client:
     def close(self) -> None:
         """Closes the connections; those in use when their calls end."""
         self._closed = True
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+        while connection := self._pop():
+            connection.close()
 
 
 def _abandon(connections: Iterable[Any]) -> None:
     # Closing them would say goodbye for the parent.
     with open(os.devnull, "r+b") as null:
         for connection in connections:
-            with contextlib.suppress(MySQLdb.Error):
+            with contextlib.suppress(MySQLdb.Error, OSError):
                 os.dup2(null.fileno(), connection.fileno())
 
 
@@ -593,15 +597,14 @@ def _fetch(connection: Any) -> list[Rows]:
     return rows
 
 
-def _code(error: BaseException) -> Any:
-    if not isinstance(error, MySQLdb.Error) or not error.args:
-        return None
+def _code(error: Any) -> Any:
+    code = error.args[0] if error.args else None
     # Group Replication calls some deadlocks 1180.
-    deadlock = error.args[0] == ER.ERROR_DURING_COMMIT and "error 149" in str(error)
-    return ER.LOCK_DEADLOCK if deadlock else error.args[0]
+    deadlock = code == ER.ERROR_DURING_COMMIT and "error 149" in str(error)
+    return ER.LOCK_DEADLOCK if deadlock else code
 
 
-def _is_stale(error: BaseException) -> bool:
+def _is_stale(error: Any) -> bool:
     # The catalogue's column has another name by now.
     return _code(error) == ER.BAD_FIELD_ERROR and "epoch_" in str(error)
 
@@ -655,15 +658,16 @@ class Index:
 
     def __init__(self, table: str, properties: Any, *, unique: bool = False) -> None:
         names = [properties] if isinstance(properties, str) else [*properties]
-        types = {**properties} if isinstance(properties, Mapping) else dict.fromkeys(names, str)
+        declared = {**properties} if isinstance(properties, Mapping) else dict.fromkeys(names, str)
         if not names or "entity_id" in names:
             raise ValueError(f"index {table} takes properties, not entity_id")
         self.table = table
-        self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in types.items()}
+        self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in declared.items()}
         self.unique = unique
-        self.columns = {name: _column(declared) for name, declared in self.types.items()}
+        self.columns = {name: _column(kind) for name, kind in self.types.items()}
+        self._named = {name: f"i.{_quote(name)}" for name in [*names, "entity_id"]}
         self._parts = {"table": _quote(table), "names": _names(names)}
-        self._parts["columns"] = _names(names, "i.")
+        self._parts["selected"] = ", ".join(self._named.values())
 
     def __repr__(self) -> str:
         return f"Index({self.table!r}, {self.types!r}, unique={self.unique})"
@@ -689,13 +693,17 @@ class Index:
 
         reverse: the last first. limit: the most entities. after: the entity to go on behind.
         """
-        columns = {name: f"i.{_quote(name)}" for name in [*self.types, "entity_id"]}
         where, args = self._where(match)
-        start = () if after is None else self.position(after)
+        start: Row = ()
+        if after is not None:
+            row = self.row(after)
+            if row is None:
+                raise TypeError(f"{self}: after= takes an entity that is in it")
+            start = *row, _check_id(after.get("id"))
         sign, direction = ("<", " DESC") if reverse else (">", "")
         counts = {name: len(_one_of(asked)) for name, asked in match.items()}
         # MariaDB 10.11 would sort by a column that has a single value.
-        order = [column + direction for name, column in columns.items() if counts.get(name) != 1]
+        order = [self._named[name] + direction for name in self._named if counts.get(name) != 1]
         # Each page sends all of a long "one of".
         page = PAGE + sum(counts.values())
         size = page if limit is None else min(limit, page)
@@ -704,7 +712,7 @@ class Index:
             position = start
             more_rows = size > 0
             while more_rows:
-                behind, further = _behind(columns.values(), position, sign)
+                behind, further = _behind(self._named.values(), position, sign)
                 parts = {"where": f"{where} AND {behind}", "order": ", ".join(order)}
                 rows = datastore._ask(self, SELECT_MATCH, [*args, *further, size], **parts)
                 more_rows = len(rows) == size
@@ -742,23 +750,16 @@ class Index:
             if cls is dt.datetime and value.tzinfo:
                 return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
             return value.bytes if cls is uuid.UUID else value
-        told = f"index {self.table}: property {name} is declared {self.types[name]}, unlike"
-        told = f"{told} {reprlib.repr(value)}: put another value, or declare another type"
-        if type(value) is not cls:
-            raise TypeError(told)
-        raise ValueError(f"{told}, as this is too large or too exact")
+        error = ValueError if type(value) is cls else TypeError
+        told = f"is declared {self.types[name]}, and cannot hold {reprlib.repr(value)}"
+        remedy = "put another value, or declare another type"
+        raise error(f"index {self.table}: property {name} {told}: {remedy}")
 
-    def position(self, entity: Any) -> Row:
-        row = self.row(entity)
-        if row is None:
-            raise TypeError(f"{self}: after= takes an entity that is in it")
-        return *row, _check_id(entity.get("id"))
-
-    def replace_rows(self, rows: Any, new: bool = False) -> Packet:
-        """Makes these the rows: {id: row or None}. new: no id has one yet."""
-        delete = [] if new else [(self.sql(DELETE_ROWS), [*rows])]
+    def replace_rows(self, rows: Any, old: list[str]) -> Packet:
+        """Deletes the rows of the ids `old`, and inserts {id: row}."""
+        delete = [(self.sql(DELETE_ROWS), old)] if old else []
         # In the order of the key there are fewer deadlocks.
-        values = sorted([(*row, id) for id, row in rows.items() if row is not None])
+        values = sorted([(*row, id) for id, row in rows.items()])
         return [*delete, _insert(self.sql(INSERT_ROWS), values)] if values else delete
 
     def sql(self, sql: str, **parts: str) -> str:
@@ -770,7 +771,7 @@ class Index:
         for name, asked in match.items():
             if name not in self.types:
                 raise TypeError(f"{self} has no property {name!r}")
-            column = f"i.{_quote(name)}"
+            column = self._named[name]
             if isinstance(asked, slice):
                 ends = {">=": asked.start, "<": asked.stop}
                 for sign, end in ends.items():
@@ -809,42 +810,31 @@ def _behind(columns: Iterable[str], values: Row, sign: str) -> tuple[str, list[A
 #   changer   INSERT row b; RENAME COLUMN epoch_a TO epoch_b (waits for that COMMIT)
 #   writer    START TRANSACTION; SELECT epoch_a …: error 1054. It reads row b, and begins again.
 #
-# The SELECT finds nothing, and holds a metadata lock, which the renaming waits for. Its ids lead to
-# the shards that are written to. The second of two changers gets 1054, too. Who dies in between
-# leaves a row that nobody reads.
+# The SELECT finds nothing, and holds a metadata lock, which the renaming waits for. The ids in its
+# WHERE choose the shards that are written to. The second of two changers gets 1054, too.
 
 
 class _Catalogue(NamedTuple):
     """The indexes as of one epoch. An attempt of a call works from one."""
 
     epoch: str
-    # {table: {"types", "unique", "populated", "made"}}, None for one that is being dropped.
+    # {table: {"types", "unique", "populated", "made"}}, {} while it is being dropped.
     entries: dict[str, Any]
     indexes: dict[str, Index]
     # The ids of all its rows.
     rows: list[str]
 
     def check(self, ids: Sequence[str]) -> Row:
-        return CHECK_EPOCH.format(epoch=self.epoch), ids or [""]
+        return CHECK_EPOCH.format(epoch=self.epoch), ids
 
     def entry(self, index: Index, made: str = "") -> dict[str, Any]:
         """What is said of it, {} if nothing; NotPopulated if it is not this `made`."""
-        entry: dict[str, Any] = self.entries.get(index.table) or {}
+        entry: dict[str, Any] = self.entries.get(index.table, {})
         if entry and repr(self.indexes[index.table]) != repr(index):
             raise ValueError(f"{self.indexes[index.table]} has this name: remove it first")
         if made and entry.get("made") != made:
             raise NotPopulated(f"{index} was removed, or never added")
         return entry
-
-    def write(self, changes: Any, new: bool = False) -> Packet:
-        """Stores {id: (entity, body)}, deletes {id: None}. new: there are none of these ids."""
-        bodies = [(id, pair[1]) for id, pair in changes.items() if pair]
-        packet: list[Row] = [] if new else [(DELETE_ENTITIES, [*changes])]
-        packet += [_insert(INSERT_ENTITIES, bodies)] if bodies else []
-        for index in self.indexes.values():
-            rows = {id: pair and index.row(pair[0]) for id, pair in changes.items()}
-            packet += index.replace_rows(rows, new)
-        return packet
 
 
 class _Definitions(_Client):
@@ -885,6 +875,7 @@ class _Definitions(_Client):
             columns = {name: f"{column[1]} NOT NULL" for name, column in index.columns.items()}
             columns["entity_id"] = "VARCHAR(36) NOT NULL UNIQUE"
             if index.unique:
+                # SHOW says "UNI", as entity_id is in no other key.
                 columns["entity_id"] = "VARCHAR(36) UNIQUE NOT NULL"
             key = _names(index.types if index.unique else columns)
             try:
@@ -907,9 +898,9 @@ class _Definitions(_Client):
     def _remove(self, index: Index) -> None:
         with self._defining() as connection:
             if index.table in self._renew().entries:
-                self._change_entry(connection, index.table, None)
+                self._change_entry(connection, index.table, {})
                 self._define(connection, index.sql(DROP_TABLE))
-                self._change_entry(connection, index.table)
+                self._change_entry(connection, index.table, None)
 
     def _renew(self) -> _Catalogue:
         self._catalogue = self._repeat(self._read)
@@ -933,16 +924,17 @@ class _Definitions(_Client):
         }
         return _Catalogue(epoch, entries, indexes, [id for id, _ in rows])
 
-    def _change_entry(self, connection: Any, table: str, *entry: Any) -> None:
-        """Publishes another entry, or none. Waits for those who write by the old one."""
+    def _change_entry(self, connection: Any, table: str, entry: dict[str, Any] | None) -> None:
+        """Publishes the entry, or that there is none. Waits for those who write by the old one."""
         old = self._catalogue
-        entries = {name: old.entries[name] for name in old.entries if name != table}
-        entries.update(zip([table], entry))
+        entries = {**old.entries, table: entry}
+        if entry is None:
+            del entries[table]
         if entries == old.entries:
             return
         epoch = uuid.uuid4().hex
         self._send((INSERT_CATALOGUE, epoch, json.dumps({"indexes": entries})))
-        # If its answer is lost it may have been done: the row stays.
+        # If its answer is lost it may be done: the row stays.
         self._define(connection, RENAME_EPOCH.format(old=old.epoch, new=epoch))
         if self._mariadb:
             # Galera may replay behind the renaming what was certified before it. This claims the
@@ -966,7 +958,6 @@ class _Definitions(_Client):
         found = {row[0]: (f"{row[1]} {row[4]}".lower(), row[2]) for row in rows}
         for name, definition in columns.items():
             kind, compared = found.get(name, ("missing", None))
-            # A unique index has entity_id in no other key: UNI, not PRI.
             if not kind.startswith(re.findall(r"\S+(?: uni)?", definition.lower())[0]):
                 raise Error(f"table {table} stands, but {name} is {kind}: rename the table")
             if compared not in (None, collation):
@@ -984,17 +975,11 @@ class _Store(_Definitions):
     def _query(self, *statement: Any) -> Rows:
         return self._repeat(lambda: self._send(statement)[0])
 
-    def _lock(self, ids: list[str]) -> Rows:
-        # The check first: it may have to wait, and must hold no row meanwhile.
-        lock = LOCK_ENTITIES, ids
-        return self._repeat(lambda: self._send(self._catalogue.check(ids), lock)[-1])
-
     def _ask(self, index: Index, sql: str, args: Sequence[Any], **parts: str) -> Rows:
-        # It is answered only if the index is complete.
-
         def attempt() -> Rows:
             catalogue = self._catalogue
-            if not catalogue.entry(index).get("populated"):
+            same = repr(catalogue.indexes.get(index.table)) == repr(index)
+            if not (same and catalogue.entry(index).get("populated")):
                 catalogue = self._renew()
             if not catalogue.entry(index).get("populated"):
                 raise NotPopulated(f"{index} is missing or incomplete: add_index makes it")
@@ -1008,10 +993,10 @@ class _Store(_Definitions):
         try:
             entity = Entity(decode(body or b"", self._allowed, self._max_size))
         except Corrupt as error:
-            raise type(error)("entity {id!r}: {error}", id=id, error=error) from None
+            raise type(error)(f"entity {id!r}: {error}", id=id) from None
         entity.setdefault("id", id)
         entity.version = version
-        entity.updated = updated.replace(tzinfo=dt.timezone.utc)
+        entity.updated = updated
         return entity
 
     def _prepare(self, entity: Any) -> tuple[str, Any, bytes]:
@@ -1021,73 +1006,79 @@ class _Store(_Definitions):
         whole = {**entity, "id": id}
         return id, whole, encode(whole, self._allowed, self._max_size)
 
-    def _put(self, changes: Any, new: bool) -> None:
-        self._transact([*changes], lambda catalogue: catalogue.write(changes, new))
+    def _transact(self, attempt: Callable[[_Catalogue], T]) -> T:
+        """attempt(catalogue) in the open transaction, or in one of its own, which it may commit."""
 
-    def _change(self, id: str, decide: Any, expect: int | None = None) -> Any:
-        """Locks an entity, then stores decide(row): a pair of it and its body, or None: deletes it.
+        def begin() -> T:
+            if self._block:
+                return attempt(self._catalogue)
+            with self.transaction() as block:
+                block.single = True
+                return attempt(self._catalogue)
 
-        Returns rows, last its (version, updated); None if nothing was to be done.
-        """
+        return self._repeat(begin)
+
+    def _send_checked(self, catalogue: _Catalogue, ids: Sequence[str], *statement: Any) -> Rows:
+        # The check first: it may have to wait, and must hold no row meanwhile.
+        return self._send(catalogue.check(ids), statement)[-1]
+
+    def _select(self, ids: list[str]) -> Rows:
+        if not self._block:
+            return self._query(SELECT_ENTITIES, ids)
+        return self._transact(
+            lambda catalogue: self._send_checked(catalogue, ids, LOCK_ENTITIES, ids)
+        )
+
+    def _lock_entity(self, catalogue: _Catalogue, id: str, expect: int | None = None) -> Any:
+        """Its row, None if there is none."""
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is a version, or 0 for none, not {expect!r}")
+        rows = self._send_checked(catalogue, [id], LOCK_ENTITIES, [id])
+        found = rows[0][0] if rows else 0
+        if expect is not None and found != expect:
+            told = f"entity {id!r} has version {found} (0: none), not {expect}; get it again"
+            raise Conflict(told, id=id, expected=expect, found=found)
+        return rows[0] if rows else None
 
-        def plan(catalogue: _Catalogue, rows: Rows) -> Packet:
-            found = rows[0][0] if rows else 0
-            if expect is not None and found != expect:
-                told = "entity {id!r} has version {found} (0: none), not {expected}; get it again"
-                raise Conflict(told, id=id, expected=expect, found=found)
-            pair = decide(rows[0] if rows else None)
-            # With no entity locked, its index rows may be another's.
-            if not rows and not pair:
-                return []
-            return [*catalogue.write({id: pair}, new=not rows), (SELECT_VERSION, id)]
-
-        return self._transact([id], plan, LOCK_ENTITIES, [id])
-
-    def _transact(self, ids: list[str], plan: Any, *lock: Any, populating: Any = ()) -> Any:
-        """Sends plan(catalogue), or plan(catalogue, rows) after those are locked.
-
-        Returns the rows of each SELECT in the plan, None if that is empty.
-        """
-
-        def attempt() -> Any:
-            catalogue = self._catalogue
-            if populating:
-                catalogue.entry(*populating)
-            check = catalogue.check(ids)
-            packet = [] if lock else [check, *plan(catalogue)]
-            outer = self._block
-            with contextlib.nullcontext(outer) if outer else self.transaction() as block:
-                if lock:
-                    # As in _lock, the check first.
-                    packet = plan(catalogue, self._send(check, lock)[-1])
-                if not packet:
-                    return None
-                block.written = True
-                try:
-                    return self._send_in(block, *packet, commit=not outer)
-                except MySQLdb.IntegrityError as error:
-                    if _code(error) == ER.DUP_ENTRY:
-                        self._explain(block, catalogue, packet)
-                    raise
-                except Unknown as error:
-                    error.id = ids[0] if len(ids) == 1 else None
-                    raise
-
-        return self._repeat(attempt)
-
-    def _explain(self, block: _Block, catalogue: _Catalogue, packet: Packet) -> NoReturn:
-        """Raises what error 1062 means."""
+    def _write(self, catalogue: _Catalogue, pairs: Any, old: list[str], *after: Row) -> list[Rows]:
+        """Deletes the ids `old`, and stores {id: (entity, body)}."""
+        ids = [*{*old, *pairs}]
+        packet = [catalogue.check(ids)]
+        if old:
+            packet.append((DELETE_ENTITIES, old))
+        if pairs:
+            packet.append(_insert(INSERT_ENTITIES, [(id, pairs[id][1]) for id in pairs]))
+        rows = {}
         for index in catalogue.indexes.values():
-            for sql, *rows in packet:
-                if index.unique and sql.startswith(index.sql(INSERT_ROWS)):
-                    twins = [a for a, b in itertools.pairwise(rows) if a[:-1] == b[:-1]]
-                    *values, ids = zip(*rows)
-                    select = index.sql(SELECT_OWNERS), [*zip(*values)], ids
-                    for *_, id in twins or self._exchange(block.connection, select)[0]:
-                        told = "{index}: entity {id!r} already has these values"
-                        raise Duplicate(told, index=index, id=id) from None
+            rows[index] = {id: row for id in pairs if (row := index.row(pairs[id][0]))}
+            packet += index.replace_rows(rows[index], old)
+        return self._send_write([*packet, *after], ids, rows)
+
+    def _send_write(self, packet: Packet, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
+        """Sends what writes, and COMMIT if the transaction is the call's own."""
+        block: Any = self._block
+        # Index rows may be written twice.
+        block.written = bool(ids)
+        try:
+            return self._send_in(block, *packet, commit=block.single and block.depth == 1)
+        except MySQLdb.IntegrityError as error:
+            if _code(error) == ER.DUP_ENTRY:
+                self._explain(block, rows)
+            raise
+        except Unknown as error:
+            error.id = ids[0] if len(ids) == 1 else None
+            raise
+
+    def _explain(self, block: _Block, rows: dict[Index, Any]) -> NoReturn:
+        """Raises what error 1062 means."""
+        for index, mine in rows.items():
+            if mine and index.unique:
+                first = {row: id for id, row in reversed(mine.items())}
+                twins = [(first[row],) for id, row in mine.items() if first[row] != id]
+                select = index.sql(SELECT_OWNERS), [*first], [*mine]
+                for (id,) in twins or self._exchange(block.connection, select)[0]:
+                    told = f"{index}: entity {id!r} already has these values"
+                    raise Duplicate(told, index=index, id=id) from None
         raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, "an id was inserted twice") from None
 
     def _populate(self, index: Index) -> int:
@@ -1098,34 +1089,45 @@ class _Store(_Definitions):
         self._repeat(lambda: self._publish(index, made))
         # On Galera another node can write a locked entity: what was right may be wrong when it is
         # committed. By now such writes are done.
-        return changed and changed + self._repair(index, made)
+        if changed:
+            changed += self._repair(index, made)
+        return changed
 
     def _repair(self, index: Index, made: str) -> int:
+        """Makes the rows right, a page at a time. Returns how many were not."""
         count = 0
-        page: list[Row]
-        wrong: dict[str, Any] = {}
-
-        def plan(_: _Catalogue, rows: Rows) -> Packet:
-            page[:] = rows
-            wrong.clear()
-            for _, id, updated, body, entity_id, *values in rows:
-                try:
-                    wanted = updated and index.row(self._entity((0, id, updated, body)))
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"entity {id!r}: {error}") from None
-                if wanted != (tuple(values) if entity_id else None):
-                    wrong[id] = wanted
-            return index.replace_rows(wrong) if wrong else []
-
         # In a unique index, rows without an entity could have the values of one.
         for sql, start in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
-            page = [(start,)]
-            while page:
-                self._transact(
-                    [], plan, index.sql(sql), page[-1][0], PAGE, populating=(index, made)
-                )
-                count += len(wrong)
+            page: Rows = [(start,)]
+            size = PAGE
+            # What is put meanwhile has its row.
+            while size == PAGE:
+                select = index.sql(sql), page[-1][0], PAGE
+                attempt = functools.partial(self._repair_page, index, made, select)
+                page, wrong = self._transact(attempt)
+                size = len(page)
+                count += wrong
         return count
+
+    def _repair_page(
+        self, index: Index, made: str, select: Row, catalogue: _Catalogue
+    ) -> tuple[Rows, int]:
+        catalogue.entry(index, made)
+        page = self._send_checked(catalogue, [""], *select)
+        old = []
+        rows = {}
+        for _, id, updated, body, *values, entity_id in page:
+            try:
+                wanted = updated and index.row(self._entity((0, id, updated, body)))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"entity {id!r}: {error}") from None
+            if wanted != (tuple(values) if entity_id else None):
+                old.append(id)
+                if wanted:
+                    rows[id] = wanted
+        if old:
+            self._send_write(index.replace_rows(rows, old), [], {index: rows})
+        return page, len(old)
 
 
 class Datastore(_Store):
@@ -1148,12 +1150,11 @@ class Datastore(_Store):
         max_size: int = MAX_SIZE,
         **connect: Any,
     ) -> None:
-        named = {"host": host, "user": user, "password": password, "database": database}
-        connect.update({name: value for name, value in named.items() if value is not None})
-        super().__init__({**connect, **CONNECT})
+        connect.update(host=host, user=user, password=password, database=database, **CONNECT)
+        super().__init__({name: value for name, value in connect.items() if value is not None})
         self._allowed = _allow(classes)
         self._max_size = max_size
-        self._repeat(self._open)
+        self._open()
         for index in indexes:
             if not self._catalogue.entry(index).get("populated"):
                 self.add_index(index)
@@ -1174,10 +1175,14 @@ class Datastore(_Store):
         Duplicate, Unknown.
         """
         id, whole, body = self._prepare(entity)
-        if expect is None:
-            self._put({id: (whole, body)}, new="id" not in entity)
-        else:
-            self._change(id, lambda row: (whole, body), expect)
+
+        def attempt(catalogue: _Catalogue) -> None:
+            replaces = "id" in entity
+            if expect is not None:
+                replaces = bool(self._lock_entity(catalogue, id, expect))
+            self._write(catalogue, {id: (whole, body)}, [id] if replaces else [])
+
+        self._transact(attempt)
         entity["id"] = id
         return id
 
@@ -1187,24 +1192,29 @@ class Datastore(_Store):
         batch: the most entities of one. Raises as put; the batches before it stay.
         """
         count = size = 0
-        changes: dict[str, Any] = {}
-        new = True
+        pairs: dict[str, Any] = {}
+        old: list[str] = []
+
+        def write(catalogue: _Catalogue) -> None:
+            self._write(catalogue, pairs, old)
+
         for entity in entities:
             id, whole, body = self._prepare(entity)
             # SQL may double a body; rows come on top.
             large = size + len(body) > min(BATCH_BYTES, self._max_packet // 8)
-            if changes and (large or len(changes) >= batch):
-                self._put(changes, new)
-                size, changes, new = 0, {}, True
-            # The last of an id has the newest version.
-            changes.pop(id, None)
-            changes[id] = whole, body
-            new = new and "id" not in entity
+            if pairs and (large or len(pairs) >= batch):
+                self._transact(write)
+                size, pairs, old = 0, {}, []
+            if "id" in entity:
+                old.append(id)
+            # The last of an id is the newest.
+            pairs.pop(id, None)
+            pairs[id] = whole, body
             entity["id"] = id
             size += len(body)
             count += 1
-        if changes:
-            self._put(changes, new)
+        if pairs:
+            self._transact(write)
         return count
 
     def get(self, id: str) -> Entity | None:
@@ -1216,37 +1226,46 @@ class Datastore(_Store):
         asked = [_check_id(id) for id in ids]
         found = {}
         for start in range(0, len(asked), PAGE):
-            page = asked[start : start + PAGE]
-            rows = self._lock(page) if self._block else self._query(SELECT_ENTITIES, page)
+            rows = self._select(asked[start : start + PAGE])
             found.update({row[1]: self._entity(row) for row in rows})
         return {id: found[id] for id in asked if id in found}
 
     def delete(self, id: str, *, expect: int | None = None) -> bool:
         """Deletes the entity. False if there was none. expect: as for put. Raises Unknown."""
-        return self._change(_check_id(id), lambda row: None, expect) is not None
+        _check_id(id)
 
-    def update(self, id: str, change: Callable[[Entity], None], default: Any = None) -> Entity:
+        def attempt(catalogue: _Catalogue) -> bool:
+            row = self._lock_entity(catalogue, id, expect)
+            # Else its index rows may be of a put just committed.
+            if row:
+                self._write(catalogue, {}, [id])
+            return row is not None
+
+        return self._transact(attempt)
+
+    def update(self, id: str, change: Callable[[Entity], object], default: Any = None) -> Entity:
         """Lets `change` alter the entity in place, and stores it, atomically. Returns it.
 
         `change` may be called again. default: what it gets if there is none, else a KeyError.
         """
-        entity = Entity()
+        _check_id(id)
 
-        def decide(row: Any) -> Any:
-            nonlocal entity
+        def attempt(catalogue: _Catalogue) -> Entity:
+            row = self._lock_entity(catalogue, id)
             if not row and default is None:
                 raise KeyError(id)
             entity = self._entity(row) if row else Entity(copy.deepcopy({**default, "id": id}))
-            # If it fails, what it put must not be committed.
+            # If change fails, what it put must not be committed.
             with self.transaction():
-                returned: Any = change(entity)  # type: ignore[func-returns-value]
-                if returned is not None or entity.get("id") != id:
+                if change(entity) is not None or entity.get("id") != id:
                     raise TypeError("change alters it in place, not its id, and returns None")
-                return self._prepare(entity)[1:]
+                pair = self._prepare(entity)[1:]
+            old = [id] if row else []
+            rows = self._write(catalogue, {id: pair}, old, (SELECT_VERSION, id))[-1]
+            entity.version, entity.updated = rows[0]
+            return entity
 
-        ((entity.version, updated),) = self._change(_check_id(id), decide)[-1]
-        entity.updated = updated.replace(tzinfo=dt.timezone.utc)
-        return entity
+        return self._transact(attempt)
 
     def scan(self) -> Iterator[Entity]:
         """Every entity as of one moment, oldest put first. Raises Corrupt."""
@@ -1271,9 +1290,9 @@ class Datastore(_Store):
     def __contains__(self, id: str) -> bool:
         return bool(self._query(SELECT_VERSION, _check_id(id)))
 
-    def schema(self, *, limit: int | None = None) -> Schema:
-        """The types of dictionary, of the oldest `limit` entities or of all."""
-        return Schema(itertools.islice(self.scan(), limit))
+    def schema(self) -> Schema:
+        """The types of dictionary."""
+        return Schema(self.scan())
 
     @property
     def indexes(self) -> list[Index]:
@@ -1296,7 +1315,7 @@ class Datastore(_Store):
         return index
 
     def remove_index(self, index: Index) -> None:
-        """Drops the index, if there is one."""
+        """Drops the index, if any."""
         self._repeat(lambda: self._remove(index))
 
 
@@ -1350,12 +1369,17 @@ def _options() -> dict[str, Any]:
     add("-u", "--user")
     add("-p", "--password")
     add("--defaults-file", dest="read_default_file")
-    add("--json", action="store_true", default=False)
+    add("--json", action="store_true")
+    add("--all", action="store_true", help="the whole schema")
     add("database")
     add("verb", choices=["schema", "indexes", "get", "find", "populate"])
     add("what", nargs="?", default="", help="an ID, or an INDEX")
     add("match", nargs="*", default=[])
-    return vars(parser.parse_intermixed_args())
+    options = parser.parse_intermixed_args()
+    alone = options.verb in ("schema", "indexes")
+    if options.match and options.verb != "find" or options.what and alone:
+        parser.error("too much")
+    return vars(options)
 
 
 def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
@@ -1376,16 +1400,16 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
     return match
 
 
-def _answer(store: Datastore, as_json: bool, verb: str, what: str, words: Any) -> Iterable[Any]:
+def _answer(store: Datastore, whole: bool, verb: str, what: str, words: Any) -> Iterable[Any]:
     indexes = {index.table: index for index in store.indexes}
     if verb == "schema":
-        return store.schema() if as_json else [store.schema()]
+        return store.schema() if whole else [store.schema()]
     if verb == "indexes":
         return indexes.values()
     if what not in (store if verb == "get" else indexes):
         raise ValueError(f"there is no {what!r}; the indexes are {[*indexes]}")
     if verb == "get":
-        return store.get_many([what]).values()
+        return [store.get(what)]
     index = indexes[what]
     if verb == "find":
         return index.find(store, _match(index, words))
@@ -1395,13 +1419,14 @@ def _answer(store: Datastore, as_json: bool, verb: str, what: str, words: Any) -
 def main() -> None:
     """The command line. Exits with 1 after an error, 2 if called wrongly."""
     options = _options()
-    as_json, *asked = [options.pop(name) for name in ("json", "verb", "what", "match")]
+    as_json, whole = options.pop("json", False), options.pop("all", False)
+    asked = [options.pop(name) for name in ("verb", "what", "match")]
     try:
-        # A Datastore would make the tables.
+        # Fails if there are none: a Datastore would make them.
         with contextlib.closing(MySQLdb.connect(**options)) as connection:
-            connection.query("DO (SELECT COUNT(*) FROM entities_catalogue)")
+            connection.query("SHOW COLUMNS FROM entities_catalogue")
         with Datastore(**options) as store:
-            for thing in _answer(store, as_json, *asked):
+            for thing in _answer(store, as_json or whole, *asked):
                 print(_json(thing) if as_json else thing, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         # The reader closed the pipe.

@@ -437,6 +437,19 @@ def test_reader_with_an_old_catalogue_gets_the_answer_or_not_populated(
             BY_USER.get_all(old, user="bob")
 
 
+def test_reader_finds_an_index_that_another_program_made_again_of_other_properties(
+    connect: dict[str, Any],
+) -> None:
+    old, new = slim.Index("index_n", {"n": int}), slim.Index("index_n", {"n": float})
+    with slim.Datastore(**connect, indexes=[old]) as store, slim.Datastore(**connect) as reader:
+        with pytest.raises(ValueError, match="has this name"):
+            new.count(reader)
+        store.remove_index(old)
+        store.put({"id": "a", "n": 1.5})
+        store.add_index(new)
+        assert new.count(reader, n=1.5) == 1
+
+
 def test_threads_that_refresh_the_catalogue_and_write_mix_no_two_of_them(
     connect: dict[str, Any],
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import math
 import os
+import pty
 import subprocess
 import sys
 import uuid
@@ -80,6 +82,47 @@ def run(options: Path, database: str) -> Slim:
         )
 
     return run
+
+
+@pytest.fixture
+def terminal(options: Path, database: str) -> Callable[..., str]:
+    """terminal("get", "x") is what a person sees, on a pseudo-terminal."""
+
+    def terminal(*words: str) -> str:
+        here, there = pty.openpty()
+        program = [sys.executable, "-m", "slim", f"--defaults-file={options}", database, *words]
+        with subprocess.Popen(program, stdin=there, stdout=there, stderr=there):
+            os.close(there)
+            shown = b""
+            # A terminal that nobody has open any more is an error, not an end.
+            with contextlib.suppress(OSError):
+                while chunk := os.read(here, 4096):
+                    shown += chunk
+        os.close(here)
+        return shown.decode().replace("\r\n", "\n")
+
+    return terminal
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["get", "z"],
+        ["find", "index_age", "age>=31"],
+        ["find", "index_age", "age>=31", "--json"],
+        ["indexes"],
+        ["populate", "index_age"],
+        ["schema"],
+        ["get", "nobody"],
+        ["find", "index_gone"],
+        ["find", "index_age", "age=old"],
+    ],
+)
+def test_terminal_shows_what_a_pipe_gets(
+    filled: slim.Datastore, run: Slim, terminal: Callable[..., str], words: list[str]
+) -> None:
+    done = run(*words)
+    assert terminal(*words) == done.stdout + done.stderr != ""
 
 
 def test_get_and_find_print_each_entity_as_python_writes_it_on_one_line(
@@ -172,7 +215,7 @@ def test_indexes_and_populate_show_and_repair(
     assert json.loads(run("populate", "index_user", "--json").stdout) == "0 rows were wrong"
 
 
-def test_schema_fits_a_screen_and_json_has_all(store: slim.Datastore, run: Slim) -> None:
+def test_schema_fits_a_screen_unless_all_is_asked_for(store: slim.Datastore, run: Slim) -> None:
     store.put_many([{f"key {number}" + " long" * 30: 1} for number in range(30)] + [{}, {}])
     done = run("schema")
     assert (done.returncode, done.stderr) == (0, "")
@@ -180,6 +223,8 @@ def test_schema_fits_a_screen_and_json_has_all(store: slim.Datastore, run: Slim)
     assert first == "31 types of dictionary"
     assert most.startswith("2 (6.2%), such as ")
     assert len(lines) == 19 and max(map(len, lines)) == 79
+    every = run("schema", "--all").stdout.splitlines()
+    assert len(every) == 31 and all("{'entities': " in line for line in every)
     shapes = [json.loads(line) for line in run("schema", "--json").stdout.splitlines()]
     assert len(shapes) == 31 and sum(shape["entities"] for shape in shapes) == 32
     assert shapes[0]["fields"] == {"id": "str"} and store.get(shapes[0]["example"])
@@ -225,6 +270,10 @@ def test_failure_is_one_line_on_standard_error_and_status_1(
         [],
         ["no_such_verb"],
         ["schema", "--limit", "1"],
+        ["get", "x", "y"],
+        ["populate", "index_age", "age=1"],
+        ["schema", "index_age"],
+        ["indexes", "index_age"],
     ],
 )
 def test_wrong_call_is_status_2_and_shows_the_usage(run: Slim, words: list[str]) -> None:

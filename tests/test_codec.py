@@ -5,8 +5,12 @@ from __future__ import annotations
 import collections
 import copy
 import datetime as dt
+import os
 import pathlib
 import pickle
+import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -135,3 +139,20 @@ def test_body_that_is_no_whole_dictionary_is_corrupt(body: bytes) -> None:
     with pytest.raises(slim.Corrupt) as caught:
         slim.decode(body)
     assert caught.value.id is None
+
+
+def test_copy_of_the_module_in_a_package_reads_and_is_read(tmp_path: pathlib.Path) -> None:
+    package = tmp_path / "app"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(slim.__file__, package / "slim.py")
+    program = """
+import app.slim, slim
+class Point:
+    def __init__(self, x): self.x = x
+for one, other in (slim, app.slim), (app.slim, slim):
+    body = one.encode({"point": Point(7)}, [Point])
+    assert other.decode(body, [Point])["point"].x == 7
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)

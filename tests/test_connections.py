@@ -424,6 +424,13 @@ def test_threads_of_a_forked_child_may_all_begin_at_once(store: slim.Datastore) 
         assert joined(fork(use)) == 0
 
 
+def test_server_that_is_not_there_is_told_at_once() -> None:
+    begun = time.monotonic()
+    with pytest.raises(MySQLdb.OperationalError):
+        slim.Datastore("127.0.0.1", "me", "secret", "app", port=1)
+    assert time.monotonic() - begun < 5
+
+
 # ---- Interrupted
 
 
@@ -461,6 +468,22 @@ def test_signal_between_a_query_and_its_answer_leaves_a_store_that_works(
     assert store.get("a") == A
     assert store.get("none") is None
     store.delete("a")
+
+
+def test_block_that_goes_on_after_a_signal_leaves_a_store_that_works(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    with contextlib.closing(MySQLdb.connect(**connect)) as other:
+        other.query("LOCK TABLES entities WRITE")
+        unlock = threading.Timer(0.5, lambda: other.query("UNLOCK TABLES"))
+        unlock.start()
+        with store.transaction(), pytest.raises(Late), interrupted(0.1):
+            store.get("a")
+        unlock.join()
+    # It does not begin again by itself what it cannot begin.
+    with store.transaction():
+        store.put(A)
+    assert store.get("a") == A
 
 
 @pytest.mark.parametrize("text", [b"START TRANSACTION", b"INSERT INTO", b"COMMIT"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -170,12 +168,3 @@ def test_index_of_another_account_cannot_be_removed_or_added_without_the_privile
         with pytest.raises(MySQLdb.Error, match="CREATE TABLE .*`index_n`"):
             store.add_index(slim.Index("index_n", {"n": int}))
         use(store)
-
-
-def test_updated_that_is_a_datetime_is_told_in_utc_too(store: slim.Datastore, sql: Sql) -> None:
-    sql("ALTER TABLE entities MODIFY updated DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP")
-    stored = store.update("a", lambda entity: None, default={})
-    found = store.get("a")
-    assert found is not None and found.updated == stored.updated
-    assert abs(found.updated.timestamp() - time.time()) < 5
-    assert found.updated.utcoffset() == stored.updated.utcoffset() == dt.timedelta(0)

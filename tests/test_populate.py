@@ -323,6 +323,29 @@ def test_index_that_is_removed_and_made_again_while_it_is_populated_is_not_half_
     assert wrong(connect) == []
 
 
+def test_populate_ends_though_an_entity_is_put_before_each_of_its_pages(
+    proxy_and_connect: Any, connect: dict[str, Any]
+) -> None:
+    proxy, through = proxy_and_connect
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        one.add_index(BY_USER, populate=False)
+        pages = 0
+
+        def put(packet: Packet) -> int | None:
+            nonlocal pages
+            if packet.from_client and b"FOR UPDATE" in packet.data:
+                pages += 1
+                two.put({"user": "bob"})
+            # One that goes on would be ended by this.
+            return 0 if pages > 20 else None
+
+        proxy.cut = put
+        assert BY_USER.populate(one) == 0
+        proxy.cut = None
+        assert BY_USER.count(one, user="bob") == pages < 5
+    assert wrong(connect) == []
+
+
 @pytest.mark.parametrize("page", [1, 3, 11])
 def test_index_that_is_removed_while_it_is_populated_says_so(
     page: int, proxy_and_connect: Any, connect: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -741,3 +742,16 @@ def test_two_first_updates_one_creates_and_the_other_changes_what_it_finds(
         assert sorted(stored["by"]) == [0, 1, 2, 3]
         assert sorted(stored["nested"]["list"]) == [0, 1, 1, 2, 3]
         assert default == {"by": [], "nested": {"list": [1]}}
+
+
+def test_transactions_that_are_over_leave_nothing_in_memory(store: slim.Datastore) -> None:
+    def write(times: int) -> int:
+        for _ in range(times):
+            store.put({"id": "a"})
+            with store.transaction():
+                store.update("a", lambda entity: entity.update(n=1))
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = write(10)
+    assert write(100) - before < 50
