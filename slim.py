@@ -161,7 +161,7 @@ INSERT_ENTITIES = "INSERT INTO entities (id, body) VALUES "
 DELETE_ROWS = "DELETE FROM {table} WHERE entity_id IN %s"
 INSERT_ROWS = "INSERT INTO {table} ({names}, entity_id) VALUES "
 SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s AND entity_id NOT IN %s"
-# STRAIGHT_JOIN: MySQL may sort a small table otherwise.
+# MySQL may sort a small table otherwise.
 SELECT_MATCH = """\
 SELECT e.added_id, e.id, e.updated, e.body, {selected}
 FROM {table} AS i STRAIGHT_JOIN entities AS e ON e.id = i.entity_id
@@ -190,10 +190,6 @@ def _quote(name: str) -> str:
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"
 
 
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(_quote, names))
-
-
 def _insert(sql: str, rows: Rows) -> Row:
     return sql + ", ".join(["%s"] * len(rows)), *rows
 
@@ -213,7 +209,7 @@ class Entity(dict[Any, Any]):
 
 
 def _new(cls: Any, *args: Any) -> Any:
-    # As pickle's opcode NEWOBJ does.
+    # As the opcode NEWOBJ does.
     return cls.__new__(cls, *args)
 
 
@@ -237,7 +233,7 @@ def _by_name(classes: Iterable[Any]) -> dict[str, Any]:
 
 
 _BUILT_IN = _Allowed(_by_name(_VALUES))
-# Python 3.13 has them in another module.
+# Python 3.13 has them elsewhere.
 for _module in "pathlib", "pathlib._local":
     _BUILT_IN.update({f"{_module}.{cls.__name__}": cls for cls in _PATHS})
 
@@ -436,7 +432,7 @@ class _Client:
             block = _Block(connection=connection, depth=1, single=False)
             block.begun = block.written = block.failed = False
             try:
-                # Its token keeps the value before it.
+                # Else its token would keep all blocks before.
                 self._current.set(None)
                 block.token = self._current.set(block)
                 yield block
@@ -450,7 +446,7 @@ class _Client:
                 block.connection = None
 
     def _send(self, *packet: Row) -> list[Rows]:
-        """The rows of each SELECT. In a block, the packet is a part of it."""
+        """In a block, the packet is a part of it."""
         block = self._block
         if block:
             return self._send_in(block, *packet)
@@ -463,7 +459,7 @@ class _Client:
         if commit:
             packet = *packet, ("COMMIT",)
         if self._mariadb and len(packet) > 1:
-            # Galera may abort it between two statements, and run those that follow.
+            # Galera may abort it between two statements, and run the rest.
             (sql, *args), *others = packet
             packet = (f"BEGIN NOT ATOMIC {sql}", *args), *others, ("END",)
         if not block.begun:
@@ -526,7 +522,7 @@ class _Client:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:
-        # After a failure it is rolled back, or not used again.
+        # After a failure it is rolled back or closed.
         connection = self._take()
         try:
             yield connection
@@ -657,16 +653,16 @@ class Index:
     """
 
     def __init__(self, table: str, properties: Any, *, unique: bool = False) -> None:
-        names = [properties] if isinstance(properties, str) else [*properties]
-        declared = {**properties} if isinstance(properties, Mapping) else dict.fromkeys(names, str)
-        if not names or "entity_id" in names:
+        names = [properties] if isinstance(properties, str) else properties
+        declared = {**names} if isinstance(names, Mapping) else dict.fromkeys(names, str)
+        if not declared or "entity_id" in declared:
             raise ValueError(f"index {table} takes properties, not entity_id")
         self.table = table
         self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in declared.items()}
         self.unique = unique
         self.columns = {name: _column(kind) for name, kind in self.types.items()}
-        self._named = {name: f"i.{_quote(name)}" for name in [*names, "entity_id"]}
-        self._parts = {"table": _quote(table), "names": _names(names)}
+        self._named = {name: f"i.{_quote(name)}" for name in [*declared, "entity_id"]}
+        self._parts = {"table": _quote(table), "names": ", ".join(map(_quote, declared))}
         self._parts["selected"] = ", ".join(self._named.values())
 
     def __repr__(self) -> str:
@@ -773,8 +769,7 @@ class Index:
                 raise TypeError(f"{self} has no property {name!r}")
             column = self._named[name]
             if isinstance(asked, slice):
-                ends = {">=": asked.start, "<": asked.stop}
-                for sign, end in ends.items():
+                for sign, end in (">=", asked.start), ("<", asked.stop):
                     if end is not None:
                         terms.append(f"{column} {sign} %s")
                         args.append(self.value(name, end))
@@ -867,17 +862,18 @@ class _Definitions(_Client):
 
     def _add(self, index: Index) -> None:
         with self._defining() as connection:
-            if self._renew().entry(index):
+            catalogue = self._renew()
+            if catalogue.entry(index):
                 return
-            if index.table in self._catalogue.entries:
+            if index.table in catalogue.entries:
                 # Who removed it has died.
                 self._define(connection, index.sql(DROP_TABLE))
             columns = {name: f"{column[1]} NOT NULL" for name, column in index.columns.items()}
             columns["entity_id"] = "VARCHAR(36) NOT NULL UNIQUE"
             if index.unique:
-                # SHOW says "UNI", as entity_id is in no other key.
+                # For _create: entity_id is in no other key, SHOW says.
                 columns["entity_id"] = "VARCHAR(36) UNIQUE NOT NULL"
-            key = _names(index.types if index.unique else columns)
+            key = ", ".join(map(_quote, index.types if index.unique else columns))
             try:
                 self._create(connection, index.table, columns, f"PRIMARY KEY ({key})")
                 # A sharded server that was not told of the table refuses this.
@@ -910,10 +906,9 @@ class _Definitions(_Client):
         show = SHOW_COLUMNS.format(table="entities_catalogue")
         columns, rows = self._send((show,), (SELECT_CATALOGUE,))
         epoch = columns[2][0].removeprefix("epoch_")
-        # A new table has no row for its first epoch. Any other epoch has its row.
+        # A new table has no row. Any other epoch has its own.
         contents = {"first": '{"indexes": {}}'} if epoch == "first" else dict(rows)
         if epoch not in contents:
-            # It has just changed, or was lost.
             lost = f"entities_catalogue has lost row {epoch!r}"
             raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, lost)
         entries = json.loads(contents[epoch])["indexes"]
@@ -925,7 +920,7 @@ class _Definitions(_Client):
         return _Catalogue(epoch, entries, indexes, [id for id, _ in rows])
 
     def _change_entry(self, connection: Any, table: str, entry: dict[str, Any] | None) -> None:
-        """Publishes the entry, or that there is none. Waits for those who write by the old one."""
+        """Publishes the entry, None: it is gone. Waits for those who write by the old one."""
         old = self._catalogue
         entries = {**old.entries, table: entry}
         if entry is None:
@@ -1007,14 +1002,21 @@ class _Store(_Definitions):
         return id, whole, encode(whole, self._allowed, self._max_size)
 
     def _transact(self, attempt: Callable[[_Catalogue], T]) -> T:
-        """attempt(catalogue) in the open transaction, or in one of its own, which it may commit."""
+        """attempt(catalogue) in the open transaction, or in one of its own."""
 
         def begin() -> T:
-            if self._block:
+            block = self._block
+            if block:
+                # A call around it commits later.
+                block.single = False
                 return attempt(self._catalogue)
-            with self.transaction() as block:
-                block.single = True
-                return attempt(self._catalogue)
+            try:
+                with self.transaction() as block:
+                    block.single = True
+                    return attempt(self._catalogue)
+            finally:
+                # A signal can break off its begin.
+                self._current.set(None)
 
         return self._repeat(begin)
 
@@ -1057,25 +1059,25 @@ class _Store(_Definitions):
     def _send_write(self, packet: Packet, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
         """Sends what writes, and COMMIT if the transaction is the call's own."""
         block: Any = self._block
-        # Index rows may be written twice.
+        # No ids: a repair.
         block.written = bool(ids)
         try:
-            return self._send_in(block, *packet, commit=block.single and block.depth == 1)
+            return self._send_in(block, *packet, commit=block.single)
         except MySQLdb.IntegrityError as error:
             if _code(error) == ER.DUP_ENTRY:
-                self._explain(block, rows)
+                self._explain(block, ids, rows)
             raise
         except Unknown as error:
             error.id = ids[0] if len(ids) == 1 else None
             raise
 
-    def _explain(self, block: _Block, rows: dict[Index, Any]) -> NoReturn:
+    def _explain(self, block: _Block, ids: list[str], rows: dict[Index, Any]) -> NoReturn:
         """Raises what error 1062 means."""
         for index, mine in rows.items():
             if mine and index.unique:
                 first = {row: id for id, row in reversed(mine.items())}
                 twins = [(first[row],) for id, row in mine.items() if first[row] != id]
-                select = index.sql(SELECT_OWNERS), [*first], [*mine]
+                select = index.sql(SELECT_OWNERS), [*first], [*ids, *mine]
                 for (id,) in twins or self._exchange(block.connection, select)[0]:
                     told = f"{index}: entity {id!r} already has these values"
                     raise Duplicate(told, index=index, id=id) from None
@@ -1096,23 +1098,20 @@ class _Store(_Definitions):
     def _repair(self, index: Index, made: str) -> int:
         """Makes the rows right, a page at a time. Returns how many were not."""
         count = 0
+        cursor: Any
         # In a unique index, rows without an entity could have the values of one.
-        for sql, start in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
-            page: Rows = [(start,)]
-            size = PAGE
-            # What is put meanwhile has its row.
-            while size == PAGE:
-                select = index.sql(sql), page[-1][0], PAGE
+        for sql, cursor in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
+            while cursor is not None:
+                select = index.sql(sql), cursor, PAGE
                 attempt = functools.partial(self._repair_page, index, made, select)
-                page, wrong = self._transact(attempt)
-                size = len(page)
+                cursor, wrong = self._transact(attempt)
                 count += wrong
         return count
 
     def _repair_page(
         self, index: Index, made: str, select: Row, catalogue: _Catalogue
-    ) -> tuple[Rows, int]:
-        catalogue.entry(index, made)
+    ) -> tuple[Any, int]:
+        self._renew().entry(index, made)
         page = self._send_checked(catalogue, [""], *select)
         old = []
         rows = {}
@@ -1127,7 +1126,8 @@ class _Store(_Definitions):
                     rows[id] = wanted
         if old:
             self._send_write(index.replace_rows(rows, old), [], {index: rows})
-        return page, len(old)
+        # What is put meanwhile has its row.
+        return page[-1][0] if len(page) == PAGE else None, len(old)
 
 
 class Datastore(_Store):
@@ -1335,8 +1335,9 @@ class Schema(list[dict[str, Any]]):
             fields = tuple(sorted([(str(key), type(entity[key]).__name__) for key in entity]))
             counts[fields] += 1
             examples.setdefault(fields, entity["id"])
+        total = counts.total()
         for key, n in counts.most_common():
-            share = n / counts.total()
+            share = n / total
             self.append(dict(entities=n, share=share, fields=dict(key), example=examples[key]))
 
     def __str__(self) -> str:
@@ -1370,7 +1371,7 @@ def _options() -> dict[str, Any]:
     add("-p", "--password")
     add("--defaults-file", dest="read_default_file")
     add("--json", action="store_true")
-    add("--all", action="store_true", help="the whole schema")
+    add("--all", action="store_true")
     add("database")
     add("verb", choices=["schema", "indexes", "get", "find", "populate"])
     add("what", nargs="?", default="", help="an ID, or an INDEX")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -510,6 +512,33 @@ def test_interrupt_in_the_middle_of_a_packet_leaves_a_store_that_works(
     with queries(connect) as query:
         until(lambda: not sessions(query))
     assert wrong(connect) == []
+
+
+def test_interrupt_at_any_point_of_a_put_costs_no_later_one(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    kept = None
+    for point in itertools.count():
+        events = itertools.count()
+
+        def interrupt(*_: Any, events: Any = events, point: int = point) -> None:
+            if next(events) == point:
+                sys.setprofile(None)
+                raise Late
+
+        sys.setprofile(interrupt)
+        try:
+            store.put(A)
+            sys.setprofile(None)
+            break
+        except Late as error:
+            # As a handler has it: with all frames that it came through.
+            kept = error
+        store.put({"id": f"after {point}"})
+    assert kept is not None and point > 100
+    with queries(connect) as query:
+        told = query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'")
+    assert told == [(point,)]
 
 
 def test_interrupts_at_random_moments_bend_nothing(connect: dict[str, Any]) -> None:

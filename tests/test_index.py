@@ -502,3 +502,11 @@ def test_table_that_was_left_with_other_keys_or_types_is_not_adopted(
         store.add_index(slim.Index("index_email", "email", unique=True))
     sql("DROP TABLE index_email")
     store.add_index(slim.Index("index_email", "email", unique=True))
+
+
+def test_property_that_is_named_twice_is_one(store: slim.Datastore) -> None:
+    twice = store.add_index(slim.Index("index_twice", ["user", "user"]))
+    assert repr(twice) == "Index('index_twice', {'user': 'str'}, unique=False)"
+    store.put({"id": "a", "user": "bob"})
+    assert twice.populate(store) == 0
+    assert twice.get_all(store, user="bob") == [store.get("a")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import time
 from typing import Any
 
 import slim
@@ -66,3 +67,13 @@ def test_entities_that_hold_themselves_are_described(store: slim.Datastore) -> N
     store.put({"id": "knot", "child": child})
     (shape,) = store.schema()
     assert shape["fields"] == {"id": "str", "child": "dict"}
+
+
+def test_schema_takes_time_for_each_type_and_not_for_each_pair_of_them() -> None:
+    def seconds(types: int) -> float:
+        begun = time.process_time()
+        slim.Schema({"id": "x", f"key{n}": n} for n in range(types))
+        return time.process_time() - begun
+
+    seconds(100)
+    assert seconds(8_000) < 40 * seconds(800)

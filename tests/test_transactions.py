@@ -755,3 +755,31 @@ def test_transactions_that_are_over_leave_nothing_in_memory(store: slim.Datastor
 
     before = write(10)
     assert write(100) - before < 50
+
+
+class Putting:
+    """An application's class that calls the store when it is read."""
+
+    store: slim.Datastore | None = None
+
+    def __init__(self) -> None:
+        if self.store:
+            self.store.put({"id": "read"})
+
+    def __reduce__(self) -> Any:
+        return Putting, ()
+
+
+def test_put_by_a_class_that_update_reads_is_a_part_of_the_update(
+    connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(entity: Any) -> None:
+        raise LookupError
+
+    with slim.Datastore(**connect, classes=[Putting]) as store:
+        store.put({"id": "a", "value": Putting()})
+        monkeypatch.setattr(Putting, "store", store)
+        with pytest.raises(LookupError):
+            store.update("a", refuse)
+        monkeypatch.undo()
+        assert "read" not in store
