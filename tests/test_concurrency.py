@@ -312,7 +312,7 @@ def test_populate_and_changes_of_the_catalogue_that_were_rolled_back_are_made_ag
         fail(sql, code, "index_n")
         assert BY_N.populate(store) == 5
         sql("DROP TRIGGER failing")
-        sql("INSERT INTO index_n VALUES (1, 'nobody')")
+        sql("INSERT INTO index_n (n, entity_id) VALUES (1, 'nobody')")
         fail(sql, code, "index_n", "DELETE")
         assert BY_N.populate(store) == 1
         sql("DROP TRIGGER failing")
