@@ -43,14 +43,6 @@ UNLIKE = {
     ),
 }
 
-# These hold, but not within the second in which vtgate learns the columns of a table: then error 1054 is raised, or an INSERT
-# that names no columns is refused.
-LATE: set[str] = set() or {
-    "test_table_and_property_names_are_data",
-    "test_index_that_is_removed_and_made_again_with_other_types_while_it_is_populated",
-    "test_populate_repairs_and_counts_missing_stale_and_orphaned_rows",
-}
-
 keyspace = Keyspace(
     Named(os.environ["SLIM_SERVER"]).connect, Named(os.environ["SLIM_SHARDS"]).connect
 )

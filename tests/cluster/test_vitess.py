@@ -158,6 +158,25 @@ def test_writers_on_both_shards_miss_no_row_while_an_index_comes_and_goes(
     assert not any(note.unknown or note.errors for note in notes)
 
 
+def test_index_made_again_of_other_properties_is_written_populated_and_asked_at_once(
+    vitess: Vitess, sharded: dict[str, Any], long: bool
+) -> None:
+    """vtgate learns its columns a second later, and the catalogue's with them: nobody is let pass before."""
+    vitess.keyspace.declare("index_again")
+    whole = {f"p{n}": n for n in range(9)}
+    with slim.Datastore(**sharded) as store, slim.Datastore(**sharded) as other:
+        store.put_many({"id": f"{n}", **whole} for n in range(20))
+        for n in range(60 if long else 6):
+            names = f"p{n % 9}", f"p{(n + 4) % 9}"
+            index = slim.Index("index_again", dict.fromkeys(names, int))
+            store.add_index(index, populate=False)
+            if n % 2:
+                other.put({"id": "0", **whole})
+            index.populate(store)
+            assert index.count(store, **{names[0]: n % 9}) == 20
+            store.remove_index(index)
+
+
 def test_eight_threads_count_exactly(vitess: Vitess, sharded: dict[str, Any]) -> None:
     def count(store: slim.Datastore) -> None:
         for _ in range(20):
