@@ -28,7 +28,30 @@ import slim
 
 TESTS = Path(__file__).parent.parent
 ACCOUNT = "it makes an account of less rights: vtgate has its own, and not by SQL"
+TRIGGER = "it makes a trigger, a statement that vtgate does not know"
+# They may hold as well.
+CIRCLE = "two may wait for each other on two shards, of which no shard knows, longer than calls are repeated"
+SOMETIMES = {
+    "test_threads_and_processes_on_few_keys_lose_and_bend_nothing": CIRCLE,
+    "test_no_deadlock_reaches_a_plain_put_delete_or_put_many": CIRCLE,
+    "test_threads_that_count_two_entities_in_opposite_order_keep_both": CIRCLE,
+}
 UNLIKE = {
+    "test_call_that_was_rolled_back_is_made_again": TRIGGER,
+    "test_populate_and_changes_of_the_catalogue_that_were_rolled_back_are_made_again": TRIGGER,
+    "test_block_that_was_rolled_back_is_raised_and_made_again_by_its_author": TRIGGER,
+    "test_call_that_never_comes_through_is_given_up_in_time": TRIGGER,
+    "test_put_after_many_deadlocks_still_reads_the_catalogue_again": TRIGGER,
+    "test_password_is_in_no_message_repr_or_log": "vtgate asks for no password here",
+    "test_connections_that_were_idle_for_too_long_cost_no_call_anything": (
+        "it sets wait_timeout, which vtgate takes and leaves at that"
+    ),
+    "test_signal_between_a_query_and_its_answer_leaves_a_store_that_works": (
+        "it says LOCK TABLES, which vtgate takes and leaves at that"
+    ),
+    "test_change_waits_for_a_long_transaction_and_lets_others_write_meanwhile": (
+        "a renaming waits for the tablets' time limit: vtgate does not pass lock_wait_timeout on"
+    ),
     "test_account_that_may_not_create_tables_uses_those_that_stand": ACCOUNT,
     "test_missing_table_is_an_error_that_prints_the_statement_for_the_dba": ACCOUNT,
     "test_index_of_another_account_cannot_be_removed_or_added_without_the_privilege": ACCOUNT,
@@ -43,6 +66,8 @@ UNLIKE = {
     ),
 }
 
+OTHERS = {"other": "id", "users": "name"}
+
 keyspace = Keyspace(
     Named(os.environ["SLIM_SERVER"]).connect, Named(os.environ["SLIM_SHARDS"]).connect
 )
@@ -53,8 +78,9 @@ def pytest_sessionstart() -> None:
     for path in TESTS.glob("*.py"):
         for table in set(re.findall(r"\bindex_[a-z_]+\b", path.read_text("utf-8"))):
             keyspace.declare(table)
-    # That is not slim's, and stays as it is.
-    keyspace.declare("other", "id")
+    # These are not slim's, and stay as they are.
+    for table, column in OTHERS.items():
+        keyspace.declare(table, column)
     MySQLdb.connect = Noted
     check.sessions, check.kill_sessions = sessions, kill_sessions
     slim.Datastore.add_index = _declaring(slim.Datastore.add_index)  # type: ignore[method-assign]
@@ -130,5 +156,6 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Any
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = item.name.partition("[")[0]
-        if name in UNLIKE:
-            item.add_marker(pytest.mark.xfail(reason=UNLIKE[name], strict=True))
+        if name in UNLIKE | SOMETIMES:
+            reason = (UNLIKE | SOMETIMES)[name]
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=name in UNLIKE))
