@@ -27,7 +27,8 @@ from vitess import KEYSPACE, Keyspace
 import slim
 
 TESTS = Path(__file__).parent.parent
-ACCOUNT = "it makes an account of less rights: vtgate has its own, and not by SQL"
+ACCOUNT = "it makes an account: vtgate has its own, and not by SQL"
+DATABASE = "it makes a database, which is a keyspace here, and not made by SQL"
 TRIGGER = "it makes a trigger, a statement that vtgate does not know"
 # They may hold as well.
 CIRCLE = "two may wait for each other on two shards, of which no shard knows, longer than calls are repeated"
@@ -55,6 +56,12 @@ UNLIKE = {
     "test_account_that_may_not_create_tables_uses_those_that_stand": ACCOUNT,
     "test_missing_table_is_an_error_that_prints_the_statement_for_the_dba": ACCOUNT,
     "test_index_of_another_account_cannot_be_removed_or_added_without_the_privilege": ACCOUNT,
+    "test_account_of_the_readme_serves_its_program": ACCOUNT,
+    "test_account_needs_no_more_than_the_readme_grants": ACCOUNT,
+    "test_password_is_taken_from_its_option": ACCOUNT,
+    "test_demo_shows_code_results_and_times_and_leaves_the_data_if_told": DATABASE,
+    "test_demo_drops_its_own_database_and_no_other": DATABASE,
+    "test_demo_that_fails_drops_its_database": DATABASE,
     "test_store_works_when_added_id_jumps_and_does_not_rise_in_commit_order": (
         "it sets auto_increment_increment: added_id comes from a sequence here, and jumps always"
     ),
