@@ -97,7 +97,8 @@ def _declaring(add_index: Any) -> Any:
     @functools.wraps(add_index)
     def declare_and_add(store: slim.Datastore, index: slim.Index, **options: Any) -> Any:
         # Two rows of a unique index that have the same values have to meet on one shard.
-        keyspace.declare(index.table, next(iter(index.types)) if index.unique else "entity_id")
+        if index.table not in OTHERS:
+            keyspace.declare(index.table, next(iter(index.types)) if index.unique else "entity_id")
         return add_index(store, index, **options)
 
     return declare_and_add
