@@ -108,7 +108,8 @@ def test_programs_that_change_one_index_are_killed_and_no_writer_sees_it(
     counts = [int(file.read_text()) for file in tmp_path.glob("count*")]
     with capfd.disabled():
         print(f"\n{server.name}: {killed} programs killed, {sum(counts):,} writes", flush=True)
-    assert len(counts) == WRITERS and sum(counts) > 100
+    # On two shards each renaming stops them for a second.
+    assert len(counts) == WRITERS and all(counts) and sum(counts) > 40
     assert wrong(connect) == []
     with slim.Datastore(**connect) as store:
         store.add_index(CHANGED)

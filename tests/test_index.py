@@ -426,7 +426,7 @@ def test_pages_go_on_behind_rows_that_are_stale(store: slim.Datastore, sql: Sql)
     by_n = store.add_index(slim.Index("index_n", {"n": int}))
     store.put_many([{"id": "k", "n": 5}, {"id": "l"}, {"id": "m", "n": 13}])
     sql("UPDATE index_n SET n = 11 WHERE entity_id = 'k'")
-    sql("INSERT INTO index_n VALUES (12, 'l')")
+    sql("INSERT INTO index_n (n, entity_id) VALUES (12, 'l')")
     assert ids(by_n.find(store, {"n": slice(10, None)}, limit=1)) == ["m"]
     assert ids(by_n.find(store, {"n": slice(1, None)}, limit=1, reverse=True)) == ["m"]
 

@@ -78,7 +78,7 @@ def test_populate_repairs_and_counts_missing_stale_and_orphaned_rows(
     store.put_many({"id": f"e{n}", "user": "bob"} for n in range(600))
     sql("DELETE FROM index_user WHERE entity_id IN ('e1', 'e599')")
     sql("UPDATE index_user SET user = 'ann' WHERE entity_id IN ('e2', 'e300', 'e598')")
-    sql("INSERT INTO index_user VALUES ('bob', 'nobody')")
+    sql("INSERT INTO index_user (user, entity_id) VALUES ('bob', 'nobody')")
     assert len(wrong(connect)) == 2 + 2 * 3 + 1
     assert BY_USER.populate(store) == 6
     assert wrong(connect) == []
@@ -91,7 +91,7 @@ def test_orphans_of_a_unique_index_do_not_block_the_repair_of_entities(
     store.add_index(BY_EMAIL)
     store.put_many({"id": f"e{n}", "email": f"{n}@x"} for n in range(5))
     sql("DELETE FROM index_email WHERE entity_id IN ('e1', 'e2')")
-    sql("INSERT INTO index_email VALUES ('1@x', 'nobody'), ('2@x', 'no one')")
+    sql("INSERT INTO index_email (email, entity_id) VALUES ('1@x', 'nobody'), ('2@x', 'no one')")
     assert BY_EMAIL.populate(store) == 4
     assert wrong(connect) == []
 
@@ -102,7 +102,7 @@ def test_rows_of_a_unique_index_that_were_exchanged_are_repaired(
     store.add_index(BY_EMAIL)
     store.put_many([{"id": "a", "email": "1@x"}, {"id": "b", "email": "2@x"}])
     sql("DELETE FROM index_email")
-    sql("INSERT INTO index_email VALUES ('2@x', 'a'), ('1@x', 'b')")
+    sql("INSERT INTO index_email (email, entity_id) VALUES ('2@x', 'a'), ('1@x', 'b')")
     assert BY_EMAIL.populate(store) == 2
     assert wrong(connect) == []
 
@@ -113,7 +113,7 @@ def test_more_orphans_than_a_page_are_deleted(
     store.add_index(BY_USER)
     store.put({"id": "a", "user": "bob"})
     rows = ", ".join(f"('bob', 'nobody {n:05}')" for n in range(2_500))
-    sql(f"INSERT INTO index_user VALUES {rows}")
+    sql(f"INSERT INTO index_user (user, entity_id) VALUES {rows}")
     assert BY_USER.populate(store) == 2_500
     assert wrong(connect) == []
 

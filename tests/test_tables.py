@@ -85,7 +85,7 @@ def test_stale_row_of_an_index_is_no_answer(store: slim.Datastore, sql: Sql) -> 
     index = store.add_index(slim.Index("index_user_id", "user_id"))
     store.put_many([{"id": "x", "user_id": "amy"}, {"id": "y", "user_id": "bob"}])
     sql("UPDATE index_user_id SET user_id = 'bob' WHERE entity_id = 'x'")
-    sql("INSERT INTO index_user_id VALUES ('bob', 'orphan')")
+    sql("INSERT INTO index_user_id (user_id, entity_id) VALUES ('bob', 'orphan')")
     assert index.get_all(store, user_id="bob") == [{"id": "y", "user_id": "bob"}]
     assert list(index.find(store, {"user_id": "bob"}, limit=1)) == [{"id": "y", "user_id": "bob"}]
 
@@ -93,8 +93,8 @@ def test_stale_row_of_an_index_is_no_answer(store: slim.Datastore, sql: Sql) -> 
 def test_other_tables_are_not_touched(connect: dict[str, Any], sql: Sql) -> None:
     sql("CREATE TABLE index_of_another (entity_id VARCHAR(36) PRIMARY KEY, user_id VARCHAR(10))")
     sql("CREATE TABLE other (id VARCHAR(36) PRIMARY KEY) COMMENT 'slim indexes are elsewhere'")
-    sql("INSERT INTO index_of_another VALUES ('x', 'bob')")
-    sql("INSERT INTO other VALUES ('x')")
+    sql("INSERT INTO index_of_another (entity_id, user_id) VALUES ('x', 'bob')")
+    sql("INSERT INTO other (id) VALUES ('x')")
     with slim.Datastore(**connect) as store:
         index = store.add_index(slim.Index("index_user_id", "user_id"))
         store.put({"id": "x", "user_id": "bob"})

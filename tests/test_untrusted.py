@@ -377,7 +377,7 @@ def test_every_reader_says_which_entity_is_hostile(store: slim.Datastore, sql: S
             "INSERT INTO entities (id, body) VALUES (%s, UNHEX(%s))",
             [f"bad {number}", body(pickled).hex()],
         )
-        sql("INSERT INTO index_user VALUES ('bob', %s)", [f"bad {number}"])
+        sql("INSERT INTO index_user (user, entity_id) VALUES ('bob', %s)", [f"bad {number}"])
     for number in range(len(HOSTILE)):
         for read in store.get, lambda id: store.get_many([id]), lambda id: store.update(id, run):
             with pytest.raises(slim.Corrupt, match=f"^entity 'bad {number}': ") as caught:

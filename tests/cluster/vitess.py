@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class Keyspace:
         self.connect = connect
         self.mysql = mysql
         self.declared: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def query(self, sql: str, database: str = KEYSPACE) -> list[tuple[Any, ...]]:
         """The rows of one statement, through vtgate. f"{KEYSPACE}:-80" is one of its shards."""
@@ -114,6 +116,10 @@ class Keyspace:
 
     def declare(self, table: str, column: str = "entity_id") -> None:
         """What a DBA does before an index is added: says which column leads to a row's shard."""
+        with self._lock:
+            self._declare(table, column)
+
+    def _declare(self, table: str, column: str) -> None:
         self.declared[table] = column
         found = [(name, old) for _, name, _, _, old in self._vindexes(table)]
         if [old for _, old in found] == [column]:
