@@ -496,31 +496,6 @@ class _Client:
             raise
 
     @contextlib.contextmanager
-    def _defining(self) -> Iterator[Any]:
-        """A connection for DDL, which one program at a time may have."""
-        if self._block:
-            raise Error("no index can change inside a transaction()")
-        connection = self._take()
-        # The server takes the lock back when the connection ends.
-        lock = "SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), %s)", RETRY_SECONDS
-        try:
-            if not self._exchange(connection, (SET_DEFINING,), lock, (SET_LIMIT,))[0][0][0]:
-                raise Error("another program changes the indexes")
-            yield connection
-        finally:
-            if connection.open:
-                connection.close()
-
-    def _define(self, connection: Any, sql: str) -> None:
-        try:
-            self._exchange(connection, (sql,))
-        except MySQLdb.Error as error:
-            if _code(error) in ROLLED_BACK:
-                # Let those pass who wait.
-                time.sleep(ALTER_SECONDS)
-            raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
-
-    @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:
         # After a failure it is rolled back or closed.
         connection = self._take()
@@ -813,7 +788,7 @@ class _Catalogue(NamedTuple):
     """The indexes as of one epoch. An attempt of a call works from one."""
 
     epoch: str
-    # {table: {"types", "unique", "populated", "made"}}, {} while it is being dropped.
+    # {table: {"types", "unique", "populated", "made"}}
     entries: dict[str, Any]
     indexes: dict[str, Index]
     # The ids of all its rows.
@@ -852,6 +827,50 @@ class _Definitions(_Client):
             if stale:
                 self._renew()
 
+    @contextlib.contextmanager
+    def _defining(self) -> Iterator[Any]:
+        """A connection for DDL, which one program at a time may have."""
+        if self._block:
+            raise Error("no index can change inside a transaction()")
+        connection = self._take()
+        # The lock ends with the connection.
+        lock = "SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), %s)", RETRY_SECONDS
+        try:
+            if not self._exchange(connection, (SET_DEFINING,), lock, (SET_LIMIT,))[0][0][0]:
+                raise Error("another program changes the indexes")
+            self._finish(connection)
+            yield connection
+        finally:
+            if connection.open:
+                connection.close()
+
+    def _finish(self, connection: Any) -> None:
+        rows: Any = dict(self._send((SELECT_CATALOGUE,))[0])
+        for id in rows:
+            old = json.loads(rows[id]).get("old")
+            try:
+                # On shards a renaming may be done on some alone.
+                if old in ("first", *rows):
+                    self._rename(connection, old, id)
+            except MySQLdb.Error as error:
+                if _code(error) in ROLLED_BACK:
+                    raise
+
+    def _rename(self, connection: Any, old: str, new: str) -> None:
+        self._define(connection, RENAME_EPOCH.format(old=old, new=new))
+        if self._mariadb:
+            # Galera may replay behind it what was certified before. This waits for that.
+            self._define(connection, "ANALYZE TABLE entities")
+
+    def _define(self, connection: Any, sql: str) -> None:
+        try:
+            self._exchange(connection, (sql,))
+        except MySQLdb.Error as error:
+            if _code(error) in ROLLED_BACK:
+                # Let those pass who wait.
+                time.sleep(ALTER_SECONDS)
+            raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
+
     def _open(self) -> None:
         with self._connection() as connection:
             keys = "PRIMARY KEY (added_id), UNIQUE KEY (id), KEY (updated)"
@@ -862,12 +881,8 @@ class _Definitions(_Client):
 
     def _add(self, index: Index) -> None:
         with self._defining() as connection:
-            catalogue = self._renew()
-            if catalogue.entry(index):
+            if self._renew().entry(index):
                 return
-            if index.table in catalogue.entries:
-                # Who removed it has died.
-                self._define(connection, index.sql(DROP_TABLE))
             columns = {name: f"{column[1]} NOT NULL" for name, column in index.columns.items()}
             columns["entity_id"] = "VARCHAR(36) NOT NULL UNIQUE"
             if index.unique:
@@ -884,19 +899,18 @@ class _Definitions(_Client):
                 mend = f"ALTER VSCHEMA ON {_quote(index.table)} ADD VINDEX … (entity_id)"
                 raise Error(f"{error.args[-1]}: {mend} first") from None
             entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
-            self._change_entry(connection, index.table, entry)
+            self._change(connection, index.table, entry)
 
     def _publish(self, index: Index, made: str) -> None:
         with self._defining() as connection:
             entry = {**self._renew().entry(index, made), "populated": True}
-            self._change_entry(connection, index.table, entry)
+            self._change(connection, index.table, entry)
 
     def _remove(self, index: Index) -> None:
         with self._defining() as connection:
             if index.table in self._renew().entries:
-                self._change_entry(connection, index.table, {})
-                self._define(connection, index.sql(DROP_TABLE))
-                self._change_entry(connection, index.table, None)
+                self._change(connection, index.table, None)
+                self._repeat(lambda: self._define(connection, index.sql(DROP_TABLE)))
 
     def _renew(self) -> _Catalogue:
         self._catalogue = self._repeat(self._read)
@@ -915,11 +929,10 @@ class _Definitions(_Client):
         indexes = {
             table: Index(table, entry["types"], unique=entry["unique"])
             for table, entry in entries.items()
-            if entry
         }
         return _Catalogue(epoch, entries, indexes, [id for id, _ in rows])
 
-    def _change_entry(self, connection: Any, table: str, entry: dict[str, Any] | None) -> None:
+    def _change(self, connection: Any, table: str, entry: dict[str, Any] | None) -> None:
         """Publishes the entry, None: it is gone. Waits for those who write by the old one."""
         old = self._catalogue
         entries = {**old.entries, table: entry}
@@ -928,13 +941,9 @@ class _Definitions(_Client):
         if entries == old.entries:
             return
         epoch = uuid.uuid4().hex
-        self._send((INSERT_CATALOGUE, epoch, json.dumps({"indexes": entries})))
-        # If its answer is lost it may be done: the row stays.
-        self._define(connection, RENAME_EPOCH.format(old=old.epoch, new=epoch))
-        if self._mariadb:
-            # Galera may replay behind the renaming what was certified before it. This claims the
-            # table that every write changes, and waits for such a one, or aborts it.
-            self._define(connection, "ANALYZE TABLE entities")
+        self._send((INSERT_CATALOGUE, epoch, json.dumps({"indexes": entries, "old": old.epoch})))
+        # If it fails, the next change finishes it.
+        self._rename(connection, old.epoch, epoch)
         if old.rows:
             self._send((DELETE_CATALOGUE, old.rows))
         self._renew()
@@ -1020,22 +1029,20 @@ class _Store(_Definitions):
 
         return self._repeat(begin)
 
-    def _send_checked(self, catalogue: _Catalogue, ids: Sequence[str], *statement: Any) -> Rows:
+    def _checked(self, catalogue: _Catalogue, ids: Sequence[str], *statement: Any) -> Rows:
         # The check first: it may have to wait, and must hold no row meanwhile.
         return self._send(catalogue.check(ids), statement)[-1]
 
     def _select(self, ids: list[str]) -> Rows:
         if not self._block:
             return self._query(SELECT_ENTITIES, ids)
-        return self._transact(
-            lambda catalogue: self._send_checked(catalogue, ids, LOCK_ENTITIES, ids)
-        )
+        return self._transact(lambda catalogue: self._checked(catalogue, ids, LOCK_ENTITIES, ids))
 
     def _lock_entity(self, catalogue: _Catalogue, id: str, expect: int | None = None) -> Any:
         """Its row, None if there is none."""
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is a version, or 0 for none, not {expect!r}")
-        rows = self._send_checked(catalogue, [id], LOCK_ENTITIES, [id])
+        rows = self._checked(catalogue, [id], LOCK_ENTITIES, [id])
         found = rows[0][0] if rows else 0
         if expect is not None and found != expect:
             told = f"entity {id!r} has version {found} (0: none), not {expect}; get it again"
@@ -1111,8 +1118,8 @@ class _Store(_Definitions):
     def _repair_page(
         self, index: Index, made: str, select: Row, catalogue: _Catalogue
     ) -> tuple[Any, int]:
-        self._renew().entry(index, made)
-        page = self._send_checked(catalogue, [""], *select)
+        catalogue.entry(index, made)
+        page = self._checked(catalogue, [""], *select)
         old = []
         rows = {}
         for _, id, updated, body, *values, entity_id in page:
@@ -1376,11 +1383,7 @@ def _options() -> dict[str, Any]:
     add("verb", choices=["schema", "indexes", "get", "find", "populate"])
     add("what", nargs="?", default="", help="an ID, or an INDEX")
     add("match", nargs="*", default=[])
-    options = parser.parse_intermixed_args()
-    alone = options.verb in ("schema", "indexes")
-    if options.match and options.verb != "find" or options.what and alone:
-        parser.error("too much")
-    return vars(options)
+    return vars(parser.parse_intermixed_args())
 
 
 def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:

@@ -270,10 +270,6 @@ def test_failure_is_one_line_on_standard_error_and_status_1(
         [],
         ["no_such_verb"],
         ["schema", "--limit", "1"],
-        ["get", "x", "y"],
-        ["populate", "index_age", "age=1"],
-        ["schema", "index_age"],
-        ["indexes", "index_age"],
     ],
 )
 def test_wrong_call_is_status_2_and_shows_the_usage(run: Slim, words: list[str]) -> None:

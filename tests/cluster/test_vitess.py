@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import check
 import costs
 import MySQLdb
 import pytest
@@ -178,6 +179,35 @@ def test_index_made_again_of_other_properties_is_written_populated_and_asked_at_
             index.populate(store)
             assert index.count(store, **{names[0]: n % 9}) == 20
             store.remove_index(index)
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_change_that_fails_on_one_shard_is_finished_there_by_the_next_try(
+    vitess: Vitess, sharded: dict[str, Any], change: str
+) -> None:
+    """The tablets' time limit ends a renaming that waits for a transaction, on its shard alone."""
+    index = races.INDEXES[0]
+    with (
+        slim.Datastore(**sharded) as store,
+        slim.Datastore(**sharded) as busy,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        if change == "remove":
+            store.add_index(index)
+        # From here on it knows the catalogue, and its block asks one shard alone.
+        busy.put({"id": "a"})
+        with busy.transaction():
+            busy.put({"id": "a", "user": "bob"})
+            changed = pool.submit(getattr(store, f"{change}_index"), index)
+            time.sleep(13)
+        changed.result(60)
+        columns = [
+            vitess.keyspace.shard_rows(shard, "SHOW COLUMNS FROM entities_catalogue")
+            for shard in SHARDS
+        ]
+        assert columns[0] == columns[1]
+        busy.put_many({"id": f"{n}", "user": "bob"} for n in range(40))
+    assert check.wrong(sharded) == []
 
 
 def test_eight_threads_count_exactly(vitess: Vitess, sharded: dict[str, Any]) -> None:
