@@ -350,12 +350,13 @@ def _load(data: bytes, allowed: Any) -> Any:
     unpickler.allowed = allowed
     unpickler.functions = {}
     value = unpickler.load()
-    functions = [weakref.ref(function) for function in unpickler.functions]
-    unpickler.functions.clear()
-    # Its memo holds them, too.
-    del unpickler
-    if any([function() for function in functions]):
-        raise pickle.UnpicklingError("it holds a class or a function as a value")
+    if unpickler.functions:
+        kept = [weakref.ref(function) for function in unpickler.functions]
+        unpickler.functions.clear()
+        # Its memo holds them, too.
+        del unpickler
+        if any([ref() for ref in kept]):
+            raise pickle.UnpicklingError("it holds a class or a function as a value")
     return value
 
 
@@ -422,7 +423,7 @@ class _Client:
             try:
                 yield outer
             except BaseException:
-                # Who catches it must not commit the half.
+                # Who catches it must not commit half.
                 outer.failed = True
                 raise
             finally:
@@ -463,7 +464,7 @@ class _Client:
             (sql, *args), *others = packet
             packet = (f"BEGIN NOT ATOMIC {sql}", *args), *others, ("END",)
         if not block.begun:
-            # With this inside, Galera would run all of it twice.
+            # Inside, Galera would run all of it twice.
             packet = ("START TRANSACTION",), *packet
         try:
             rows = self._exchange(block.connection, *packet)
@@ -490,7 +491,7 @@ class _Client:
             connection.query(query)
             return _fetch(connection)
         except BaseException as error:
-            # A signal's exception leaves an unread answer.
+            # A signal leaves an unread answer.
             if not isinstance(error, MySQLdb.Error) or _code(error) in NOT_DONE | BROKEN:
                 connection.close()
             raise
@@ -729,7 +730,7 @@ class Index:
     def replace_rows(self, rows: Any, old: list[str]) -> Packet:
         """Deletes the rows of the ids `old`, and inserts {id: row}."""
         delete = [(self.sql(DELETE_ROWS), old)] if old else []
-        # In the order of the key there are fewer deadlocks.
+        # In the key's order there are fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items()])
         return [*delete, _insert(self.sql(INSERT_ROWS), values)] if values else delete
 
@@ -888,7 +889,7 @@ class _Definitions(_Client):
             if index.unique:
                 # For _create: entity_id is in no other key, SHOW says.
                 columns["entity_id"] = "VARCHAR(36) UNIQUE NOT NULL"
-            key = ", ".join(map(_quote, index.types if index.unique else columns))
+            key = index.sql("{names}" if index.unique else "{names}, entity_id")
             try:
                 self._create(connection, index.table, columns, f"PRIMARY KEY ({key})")
                 # A sharded server that was not told of the table refuses this.
@@ -983,10 +984,10 @@ class _Store(_Definitions):
         def attempt() -> Rows:
             catalogue = self._catalogue
             same = repr(catalogue.indexes.get(index.table)) == repr(index)
-            if not (same and catalogue.entry(index).get("populated")):
+            if not (same and "populated" in catalogue.entries[index.table]):
                 catalogue = self._renew()
-            if not catalogue.entry(index).get("populated"):
-                raise NotPopulated(f"{index} is missing or incomplete: add_index makes it")
+                if not catalogue.entry(index).get("populated"):
+                    raise NotPopulated(f"{index} is missing or incomplete: add_index makes it")
             check = CHECK_EPOCH_IN_QUERY.format(epoch=catalogue.epoch)
             return self._send((index.sql(sql, check=check, **parts), *args))[0]
 
@@ -1207,7 +1208,7 @@ class Datastore(_Store):
 
         for entity in entities:
             id, whole, body = self._prepare(entity)
-            # SQL may double a body; rows come on top.
+            # SQL may double a body; rows add to it.
             large = size + len(body) > min(BATCH_BYTES, self._max_packet // 8)
             if pairs and (large or len(pairs) >= batch):
                 self._transact(write)
@@ -1246,7 +1247,7 @@ class Datastore(_Store):
             # Else its index rows may be of a put just committed.
             if row:
                 self._write(catalogue, {}, [id])
-            return row is not None
+            return bool(row)
 
         return self._transact(attempt)
 
