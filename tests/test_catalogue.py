@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import load
 import MySQLdb
 import pytest
-from check import catalogue, in_threads, queries, sessions, until, wrong
+from check import catalogue, in_threads, queries, sessions, together, until, wrong
 from proxy import Before, Once, Proxy, proxied
 from server import Named
 
@@ -54,6 +55,11 @@ def change_until_killed(connect: dict[str, Any]) -> None:
             store.remove_index(CHANGED)
 
 
+def put_in_a_block(store: slim.Datastore, id: str, user: str) -> None:
+    with store.transaction():
+        store.put({"id": id, "user": user})
+
+
 def write_until_stopped(connect: dict[str, Any], seed: int, notes: Path) -> None:
     """Puts, updates and deletes on few keys. What it raises is written down."""
     dice = random.Random(seed)
@@ -64,8 +70,7 @@ def write_until_stopped(connect: dict[str, Any], seed: int, notes: Path) -> None
                 id = f"e{dice.randrange(20)}"
                 store.put({"id": id, "user": f"u{dice.randrange(4)}", "n": count})
                 store.update(id, lambda entity: entity.update(user=f"w{seed}"), default={})
-                with store.transaction():
-                    store.put({"id": f"own{seed}", "user": f"u{dice.randrange(4)}"})
+                together(lambda: put_in_a_block(store, f"own{seed}", f"u{dice.randrange(4)}"))
                 store.delete(f"e{dice.randrange(20)}")
                 count += 4
         (notes / f"count{seed}").write_text(str(count))
@@ -109,7 +114,8 @@ def test_programs_that_change_one_index_are_killed_and_no_writer_sees_it(
     with capfd.disabled():
         print(f"\n{server.name}: {killed} programs killed, {sum(counts):,} writes", flush=True)
     # On two shards each renaming stops them for a second.
-    assert len(counts) == WRITERS and all(counts) and sum(counts) > 40
+    enough = 40 if "SLIM_SHARDS" in os.environ else 100
+    assert len(counts) == WRITERS and all(counts) and sum(counts) > enough
     assert wrong(connect) == []
     with slim.Datastore(**connect) as store:
         store.add_index(CHANGED)
