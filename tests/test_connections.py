@@ -456,17 +456,25 @@ def interrupted(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_signal_between_a_query_and_its_answer_leaves_a_store_that_works(
-    store: slim.Datastore, connect: dict[str, Any]
-) -> None:
-    store.put(A)
+@contextlib.contextmanager
+def locked_for_a_while(connect: dict[str, Any]) -> Iterator[None]:
+    """The entities answer nobody for half a second."""
     with contextlib.closing(MySQLdb.connect(**connect)) as other:
         other.query("LOCK TABLES entities WRITE")
         unlock = threading.Timer(0.5, lambda: other.query("UNLOCK TABLES"))
         unlock.start()
-        with pytest.raises(Late), interrupted(0.1):
-            store.get("a")
-        unlock.join()
+        try:
+            yield
+        finally:
+            unlock.join()
+
+
+def test_signal_between_a_query_and_its_answer_leaves_a_store_that_works(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    store.put(A)
+    with locked_for_a_while(connect), pytest.raises(Late), interrupted(0.1):
+        store.get("a")
     assert store.get("a") == A
     assert store.get("none") is None
     store.delete("a")
@@ -475,13 +483,9 @@ def test_signal_between_a_query_and_its_answer_leaves_a_store_that_works(
 def test_block_that_goes_on_after_a_signal_leaves_a_store_that_works(
     store: slim.Datastore, connect: dict[str, Any]
 ) -> None:
-    with contextlib.closing(MySQLdb.connect(**connect)) as other:
-        other.query("LOCK TABLES entities WRITE")
-        unlock = threading.Timer(0.5, lambda: other.query("UNLOCK TABLES"))
-        unlock.start()
-        with store.transaction(), pytest.raises(Late), interrupted(0.1):
+    with locked_for_a_while(connect), store.transaction():
+        with pytest.raises(Late), interrupted(0.1):
             store.get("a")
-        unlock.join()
     # It does not begin again by itself what it cannot begin.
     with store.transaction():
         store.put(A)

@@ -29,6 +29,7 @@ import slim
 TESTS = Path(__file__).parent.parent
 ACCOUNT = "it makes an account: vtgate has its own, and not by SQL"
 DATABASE = "it makes a database, which is a keyspace here, and not made by SQL"
+LOCK = "it says LOCK TABLES, which vtgate takes and leaves at that"
 TRIGGER = "it makes a trigger, a statement that vtgate does not know"
 # They may hold as well.
 CIRCLE = "two may wait for each other on two shards, of which no shard knows, longer than calls are repeated"
@@ -47,9 +48,8 @@ UNLIKE = {
     "test_connections_that_were_idle_for_too_long_cost_no_call_anything": (
         "it sets wait_timeout, which vtgate takes and leaves at that"
     ),
-    "test_signal_between_a_query_and_its_answer_leaves_a_store_that_works": (
-        "it says LOCK TABLES, which vtgate takes and leaves at that"
-    ),
+    "test_signal_between_a_query_and_its_answer_leaves_a_store_that_works": LOCK,
+    "test_block_that_goes_on_after_a_signal_leaves_a_store_that_works": LOCK,
     "test_change_waits_for_a_long_transaction_and_lets_others_write_meanwhile": (
         "a renaming waits for the tablets' time limit: vtgate does not pass lock_wait_timeout on"
     ),
@@ -96,8 +96,8 @@ def pytest_sessionstart() -> None:
 def _declaring(add_index: Any) -> Any:
     @functools.wraps(add_index)
     def declare_and_add(store: slim.Datastore, index: slim.Index, **options: Any) -> Any:
-        # Two rows of a unique index that have the same values have to meet on one shard.
         if index.table not in OTHERS:
+            # Two rows of a unique index that have the same values have to meet on one shard.
             keyspace.declare(index.table, next(iter(index.types)) if index.unique else "entity_id")
         return add_index(store, index, **options)
 
@@ -162,8 +162,8 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Any
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = UNLIKE | SOMETIMES
     for item in items:
         name = item.name.partition("[")[0]
-        if name in UNLIKE | SOMETIMES:
-            reason = (UNLIKE | SOMETIMES)[name]
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=name in UNLIKE))
+        if name in reasons:
+            item.add_marker(pytest.mark.xfail(reason=reasons[name], strict=name in UNLIKE))
