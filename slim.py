@@ -19,8 +19,6 @@ index's table its properties and entity_id, `entities_catalogue` which indexes t
 from __future__ import annotations
 
 import argparse
-import collections
-import contextlib
 import contextvars
 import copy
 import copyreg
@@ -29,7 +27,7 @@ import enum
 import fractions
 import functools
 import io
-import ipaddress
+import ipaddress as ip
 import itertools
 import json
 import math
@@ -47,7 +45,9 @@ import uuid
 import weakref
 import zlib
 import zoneinfo
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -129,10 +129,12 @@ SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTI
   /*M!100307 , max_statement_time = 0, timestamp = DEFAULT,
     in_predicate_conversion_threshold = 0 */;
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
-SELECT @@max_allowed_packet, VERSION()"""
-# vtgate refuses GET_LOCK while there is a limit.
-SET_DEFINING = f"SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT"
-SET_LIMIT = "SET SESSION sql_select_limit = 9223372036854775807"
+SELECT @@max_allowed_packet, VERSION() LIKE '%%MariaDB%%'"""
+# The lock ends with the connection. vtgate refuses it while there is a limit.
+LOCK_DEFINITIONS = f"""\
+SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT;
+SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), {RETRY_SECONDS});
+SET SESSION sql_select_limit = 9223372036854775807"""
 BEGIN_SNAPSHOT = """\
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT"""
 
@@ -218,24 +220,26 @@ class _Allowed(dict[str, Any]):
 
 
 # fmt: off
-_PATHS = pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath
 _VALUES = (
     dt.date, dt.time, dt.datetime, dt.timedelta, dt.timezone, zoneinfo.ZoneInfo,
     Decimal, fractions.Fraction, complex, range, slice, uuid.UUID, bytearray, set, frozenset, dict,
-    collections.OrderedDict, collections.Counter, collections.deque,
-    ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface,
-    ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface)
+    OrderedDict, Counter, deque,
+    ip.IPv4Address, ip.IPv4Network, ip.IPv4Interface,
+    ip.IPv6Address, ip.IPv6Network, ip.IPv6Interface,
+    pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath)
 # fmt: on
 
 
 def _by_name(classes: Iterable[Any]) -> dict[str, Any]:
-    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
+    # Python 3.13 has its paths in pathlib._local.
+    return {
+        f"{cls.__module__.removesuffix('._local')}{local}.{cls.__qualname__}": cls
+        for cls in classes
+        for local in ("", "._local")
+    }
 
 
 _BUILT_IN = _Allowed(_by_name(_VALUES))
-# Python 3.13 has them elsewhere.
-for _module in "pathlib", "pathlib._local":
-    _BUILT_IN.update({f"{_module}.{cls.__name__}": cls for cls in _PATHS})
 
 
 def _allow(classes: Any) -> Any:
@@ -281,9 +285,9 @@ class _Pickler(pickle.Pickler):
     """Writes what `_Unpickler` reads. `plain`: it met built-in values alone."""
 
     plain = True
-    dispatch_table = collections.ChainMap[Any, Any](
-        dict.fromkeys([uuid.UUID, ipaddress.IPv6Address, zoneinfo.ZoneInfo], _by_text),
-        {collections.defaultdict: lambda value: (dict, (), None, None, iter(value.items()))},
+    dispatch_table = ChainMap[Any, Any](
+        dict.fromkeys([uuid.UUID, ip.IPv6Address, zoneinfo.ZoneInfo], _by_text),
+        {defaultdict: lambda value: (dict, (), None, None, iter(value.items()))},
         copyreg.dispatch_table,
     )
 
@@ -381,7 +385,7 @@ CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "con
 
 
 # An open transaction. depth: with inner ones. single: of one call. begun: START was sent.
-# written: Unknown is possible. failed: or ended.
+# written: the ids. failed: or ended.
 _Block = types.SimpleNamespace
 
 
@@ -392,7 +396,7 @@ class _Client:
         self._connect = connect
         self._max_packet = 0
         self._mariadb = self._closed = False
-        self._idle: collections.deque[Any] = collections.deque()
+        self._idle: deque[Any] = deque()
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         self._current = contextvars.ContextVar[_Block | None]("block", default=None)
         os.register_at_fork(after_in_child=functools.partial(_abandon, self._connections))
@@ -410,7 +414,7 @@ class _Client:
         block.token = self._current.set(block)
         return block
 
-    @contextlib.contextmanager
+    @contextmanager
     def transaction(self) -> Iterator[Any]:
         """What is done inside is committed together, or rolled back on any exception.
 
@@ -429,9 +433,9 @@ class _Client:
             finally:
                 outer.depth -= 1
             return
-        with self._connection() as connection:
-            block = _Block(connection=connection, depth=1, single=False)
-            block.begun = block.written = block.failed = False
+        with self._connection() as conn:
+            block = _Block(conn=conn, depth=1, single=False, begun=False, failed=False)
+            block.written = set()
             try:
                 # Else its token would keep all blocks before.
                 self._current.set(None)
@@ -444,15 +448,15 @@ class _Client:
             finally:
                 block.failed = True
                 block.depth -= 1
-                block.connection = None
+                block.conn = None
 
     def _send(self, *packet: Row) -> list[Rows]:
         """In a block, the packet is a part of it."""
         block = self._block
         if block:
             return self._send_in(block, *packet)
-        with self._connection() as connection:
-            return self._exchange(connection, *packet)
+        with self._connection() as conn:
+            return self._exchange(conn, *packet)
 
     def _send_in(self, block: _Block, *packet: Row, commit: bool = False) -> list[Rows]:
         if block.failed:
@@ -461,74 +465,73 @@ class _Client:
             packet = *packet, ("COMMIT",)
         if self._mariadb and len(packet) > 1:
             # Galera may abort it between two statements, and run the rest.
-            (sql, *args), *others = packet
-            packet = (f"BEGIN NOT ATOMIC {sql}", *args), *others, ("END",)
+            packet = ("BEGIN NOT ATOMIC DO 0",), *packet, ("END",)
         if not block.begun:
             # Inside, Galera would run all of it twice.
             packet = ("START TRANSACTION",), *packet
         try:
-            rows = self._exchange(block.connection, *packet)
+            rows = self._exchange(block.conn, *packet)
         except MySQLdb.Error as error:
             # A stale epoch (of the catalogue) is found before anything is done.
             block.failed = not _is_stale(error)
             block.begun = True
             if commit and block.written and _code(error) in BROKEN:
                 told = f"the connection was lost during COMMIT ({error.args[-1]})"
-                raise Unknown(f"{told}: read, then decide") from None
+                id = min(block.written) if len(block.written) == 1 else None
+                raise Unknown(f"{told}: read, then decide", id=id) from None
             raise
         block.begun = not commit
         return rows
 
-    def _exchange(self, connection: Any, *packet: Row) -> list[Rows]:
+    def _exchange(self, conn: Any, *packet: Row) -> list[Rows]:
         """One round trip. Returns the rows of each SELECT."""
-        bound = [sql.encode() % tuple(map(connection.literal, args)) for sql, *args in packet]
+        bound = [sql.encode() % tuple(map(conn.literal, args)) for sql, *args in packet]
         query = b";".join(bound)
         if len(query) >= self._max_packet > 0:
             raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
         try:
-            if not _is_quiet(connection):
+            if not _is_quiet(conn):
                 raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
-            connection.query(query)
-            return _fetch(connection)
+            conn.query(query)
+            return _fetch(conn)
         except BaseException as error:
             # A signal leaves an unread answer.
             if not isinstance(error, MySQLdb.Error) or _code(error) in NOT_DONE | BROKEN:
-                connection.close()
+                conn.close()
             raise
 
-    @contextlib.contextmanager
+    @contextmanager
     def _connection(self) -> Iterator[Any]:
         # After a failure it is rolled back or closed.
-        connection = self._take()
+        conn = self._take()
         try:
-            yield connection
+            yield conn
         except BaseException:
-            with contextlib.suppress(MySQLdb.Error):
-                self._exchange(connection, ("ROLLBACK",))
-                self._give_back(connection)
+            with suppress(MySQLdb.Error):
+                self._exchange(conn, ("ROLLBACK",))
+                self._give_back(conn)
             raise
-        self._give_back(connection)
+        self._give_back(conn)
 
     def _take(self) -> Any:
         if self._closed:
             raise Error("this Datastore is closed")
-        while connection := self._pop():
-            if _is_quiet(connection):
-                return connection
-            connection.close()
-        connection = MySQLdb.connect(**self._connect)
-        self._connections.add(connection)
-        ((self._max_packet, version),) = self._exchange(connection, (SET_SESSION,))[0]
-        self._mariadb = "MariaDB" in version
-        return connection
+        while conn := self._pop():
+            if _is_quiet(conn):
+                return conn
+            conn.close()
+        conn = MySQLdb.connect(**self._connect)
+        self._connections.add(conn)
+        ((self._max_packet, self._mariadb),) = self._exchange(conn, (SET_SESSION,))[0]
+        return conn
 
     def _pop(self) -> Any:
-        with contextlib.suppress(IndexError):
+        with suppress(IndexError):
             return self._idle.pop()
 
-    def _give_back(self, connection: Any) -> None:
-        if connection.open:
-            self._idle.append(connection)
+    def _give_back(self, conn: Any) -> None:
+        if conn.open:
+            self._idle.append(conn)
         # close() may have looked.
         if self._closed:
             self.close()
@@ -536,36 +539,36 @@ class _Client:
     def close(self) -> None:
         """Closes the connections; those in use when their calls end."""
         self._closed = True
-        while connection := self._pop():
-            connection.close()
+        while conn := self._pop():
+            conn.close()
 
 
 def _abandon(connections: Iterable[Any]) -> None:
     # Closing them would say goodbye for the parent.
     with open(os.devnull, "r+b") as null:
-        for connection in connections:
-            with contextlib.suppress(MySQLdb.Error, OSError):
-                os.dup2(null.fileno(), connection.fileno())
+        for conn in connections:
+            with suppress(MySQLdb.Error, OSError):
+                os.dup2(null.fileno(), conn.fileno())
 
 
-def _is_quiet(connection: Any) -> bool:
+def _is_quiet(conn: Any) -> bool:
     # Who hangs up can be heard.
     poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
+    poll.register(conn.fileno(), select.POLLIN)
     return not poll.poll(0)
 
 
-def _fetch(connection: Any) -> list[Rows]:
+def _fetch(conn: Any) -> list[Rows]:
     rows: list[Rows] = []
     more = 0
     while more != -1:
-        result = connection.store_result()
+        result = conn.store_result()
         if result is not None:
             rows.append(result.fetch_row(0))
-        more = connection.next_result()
+        more = conn.next_result()
         # MySQLdb does not raise for a truncated result.
-        if connection.errno():
-            raise MySQLdb.OperationalError(connection.errno(), connection.error())
+        if conn.errno():
+            raise MySQLdb.OperationalError(conn.errno(), conn.error())
     return rows
 
 
@@ -583,41 +586,35 @@ def _is_stale(error: Any) -> bool:
 
 # ---- Index. Knows its table, its rows and its conditions; not who sends them.
 
-# For each declared type: the class of its values, its column, and the least that is too large.
-COLUMNS: dict[str, tuple[Any, str, int]] = {
-    "str": (str, "VARCHAR(191)", 192),
-    "bytes": (bytes, "VARBINARY(191)", 192),
-    "int": (int, "BIGINT", 1 << 63),
-    "Decimal": (Decimal, "DECIMAL(65,30)", 35),
-    "float": (float, "DOUBLE", 0),
-    "bool": (bool, "TINYINT(1)", 2),
-    "UUID": (uuid.UUID, "BINARY(16)", 0),
-    "date": (dt.date, "DATE", 0),
-    "datetime": (dt.datetime, "DATETIME(6)", 0),
+# For each declared type: the class of its values, its column, and what it can hold.
+COLUMNS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
+    "str": (str, "VARCHAR(191)", lambda v: len(v) <= 191),
+    "bytes": (bytes, "VARBINARY(191)", lambda v: len(v) <= 191),
+    "int": (int, "BIGINT", lambda v: -(1 << 63) <= v < 1 << 63),
+    "Decimal": (
+        Decimal,
+        "DECIMAL(65,30)",
+        lambda v: v.is_finite() and v.as_tuple()[2] >= -30 and v.adjusted() < 35,
+    ),
+    "float": (float, "DOUBLE", math.isfinite),
+    "bool": (bool, "TINYINT(1)", math.isfinite),
+    # Each of these is true.
+    "UUID": (uuid.UUID, "BINARY(16)", bool),
+    "date": (dt.date, "DATE", bool),
+    # UTC has not all of the first and the last year.
+    "datetime": (dt.datetime, "DATETIME(6)", lambda v: not v.tzinfo or 1 < v.year < 9999),
 }
 
 
-def _column(declared: str) -> tuple[Any, str, int]:
+@functools.cache
+def _column(declared: str) -> tuple[Any, str, Callable[[Any], bool]]:
     sized = re.fullmatch(r"(VARCHAR|VARBINARY)\(([1-9]\d*)\)", declared)
     if sized:
-        return str if sized[1] == "VARCHAR" else bytes, declared, int(sized[2]) + 1
+        size = int(sized[2])
+        return str if sized[1] == "VARCHAR" else bytes, declared, lambda v: len(v) <= size
     if declared not in COLUMNS:
         raise TypeError(f"{declared} is none of {[*COLUMNS]}, VARCHAR(n), VARBINARY(n)")
     return COLUMNS[declared]
-
-
-def _fits(value: Any, limit: int) -> bool:
-    if isinstance(value, (str, bytes)):
-        return len(value) < limit
-    if isinstance(value, int):
-        return -limit <= value < limit
-    if isinstance(value, Decimal):
-        exponent: Any = value.as_tuple().exponent
-        return value.is_finite() and exponent >= -30 and value.adjusted() < limit
-    if isinstance(value, dt.datetime) and value.tzinfo:
-        # UTC has not all of these years.
-        return 1 < value.year < 9999
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 class Index:
@@ -636,7 +633,8 @@ class Index:
         self.table = table
         self.types = {name: str(getattr(cls, "__name__", cls)) for name, cls in declared.items()}
         self.unique = unique
-        self.columns = {name: _column(kind) for name, kind in self.types.items()}
+        for kind in self.types.values():
+            _column(kind)
         self._named = {name: f"i.{_quote(name)}" for name in [*declared, "entity_id"]}
         self._parts = {"table": _quote(table), "names": ", ".join(map(_quote, declared))}
         self._parts["selected"] = ", ".join(self._named.values())
@@ -717,8 +715,8 @@ class Index:
         return tuple(map(self.value, self.types, values))
 
     def value(self, name: str, value: Any) -> Any:
-        cls, _, limit = self.columns[name]
-        if type(value) is cls and _fits(value, limit):
+        cls, _, holds = _column(self.types[name])
+        if type(value) is cls and holds(value):
             if cls is dt.datetime and value.tzinfo:
                 return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
             return value.bytes if cls is uuid.UUID else value
@@ -792,8 +790,8 @@ class _Catalogue(NamedTuple):
     # {table: {"types", "unique", "populated", "made"}}
     entries: dict[str, Any]
     indexes: dict[str, Index]
-    # The ids of all its rows.
-    rows: list[str]
+    # {id: content}
+    rows: dict[str, str]
 
     def check(self, ids: Sequence[str]) -> Row:
         return CHECK_EPOCH.format(epoch=self.epoch), ids
@@ -809,7 +807,7 @@ class _Catalogue(NamedTuple):
 
 
 class _Definitions(_Client):
-    _catalogue = _Catalogue("", {}, {}, [])
+    _catalogue = _Catalogue("", {}, {}, {})
 
     def _repeat(self, attempt: Callable[[], T]) -> T:
         """attempt(), again while it did nothing and may succeed; in a block only if stale."""
@@ -828,44 +826,42 @@ class _Definitions(_Client):
             if stale:
                 self._renew()
 
-    @contextlib.contextmanager
+    @contextmanager
     def _defining(self) -> Iterator[Any]:
         """A connection for DDL, which one program at a time may have."""
         if self._block:
             raise Error("no index can change inside a transaction()")
-        connection = self._take()
-        # The lock ends with the connection.
-        lock = "SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), %s)", RETRY_SECONDS
+        conn = self._take()
         try:
-            if not self._exchange(connection, (SET_DEFINING,), lock, (SET_LIMIT,))[0][0][0]:
+            if not self._exchange(conn, (LOCK_DEFINITIONS,))[0][0][0]:
                 raise Error("another program changes the indexes")
-            self._finish(connection)
-            yield connection
+            self._finish(conn)
+            yield conn
         finally:
-            if connection.open:
-                connection.close()
+            if conn.open:
+                conn.close()
 
-    def _finish(self, connection: Any) -> None:
-        rows: Any = dict(self._send((SELECT_CATALOGUE,))[0])
+    def _finish(self, conn: Any) -> None:
+        rows = self._renew().rows
         for id in rows:
             old = json.loads(rows[id]).get("old")
             try:
                 # On shards a renaming may be done on some alone.
-                if old in ("first", *rows):
-                    self._rename(connection, old, id)
+                if old in rows:
+                    self._rename(conn, old, id)
             except MySQLdb.Error as error:
                 if _code(error) in ROLLED_BACK:
                     raise
 
-    def _rename(self, connection: Any, old: str, new: str) -> None:
-        self._define(connection, RENAME_EPOCH.format(old=old, new=new))
+    def _rename(self, conn: Any, old: str, new: str) -> None:
+        self._define(conn, RENAME_EPOCH.format(old=old, new=new))
         if self._mariadb:
             # Galera may replay behind it what was certified before. This waits for that.
-            self._define(connection, "ANALYZE TABLE entities")
+            self._define(conn, "ANALYZE TABLE entities")
 
-    def _define(self, connection: Any, sql: str) -> None:
+    def _define(self, conn: Any, sql: str) -> None:
         try:
-            self._exchange(connection, (sql,))
+            self._exchange(conn, (sql,))
         except MySQLdb.Error as error:
             if _code(error) in ROLLED_BACK:
                 # Let those pass who wait.
@@ -873,45 +869,44 @@ class _Definitions(_Client):
             raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
 
     def _open(self) -> None:
-        with self._connection() as connection:
+        with self._connection() as conn:
             keys = "PRIMARY KEY (added_id), UNIQUE KEY (id), KEY (updated)"
-            self._create(connection, "entities", ENTITIES, keys)
+            self._create(conn, "entities", ENTITIES, keys)
             keys = "epoch_first TINYINT, PRIMARY KEY (id)"
-            self._create(connection, "entities_catalogue", CATALOGUE, keys)
+            self._create(conn, "entities_catalogue", CATALOGUE, keys)
         self._renew()
 
     def _add(self, index: Index) -> None:
-        with self._defining() as connection:
+        with self._defining() as conn:
             if self._renew().entry(index):
                 return
-            columns = {name: f"{column[1]} NOT NULL" for name, column in index.columns.items()}
+            columns = {name: f"{_column(kind)[1]} NOT NULL" for name, kind in index.types.items()}
             columns["entity_id"] = "VARCHAR(36) NOT NULL UNIQUE"
             if index.unique:
                 # For _create: entity_id is in no other key, SHOW says.
                 columns["entity_id"] = "VARCHAR(36) UNIQUE NOT NULL"
             key = index.sql("{names}" if index.unique else "{names}, entity_id")
             try:
-                self._create(connection, index.table, columns, f"PRIMARY KEY ({key})")
+                self._create(conn, index.table, columns, f"PRIMARY KEY ({key})")
                 # A sharded server that was not told of the table refuses this.
                 self._send((index.sql(DELETE_ROWS), [""]))
             except MySQLdb.Error as error:
                 if _code(error) != ER.UNKNOWN_ERROR:
                     raise
-                mend = f"ALTER VSCHEMA ON {_quote(index.table)} ADD VINDEX … (entity_id)"
-                raise Error(f"{error.args[-1]}: {mend} first") from None
+                raise Error(f"{error.args[-1]}: add it to the VSchema first") from None
             entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
-            self._change(connection, index.table, entry)
+            self._change(conn, index.table, entry)
 
     def _publish(self, index: Index, made: str) -> None:
-        with self._defining() as connection:
+        with self._defining() as conn:
             entry = {**self._renew().entry(index, made), "populated": True}
-            self._change(connection, index.table, entry)
+            self._change(conn, index.table, entry)
 
     def _remove(self, index: Index) -> None:
-        with self._defining() as connection:
+        with self._defining() as conn:
             if index.table in self._renew().entries:
-                self._change(connection, index.table, None)
-                self._repeat(lambda: self._define(connection, index.sql(DROP_TABLE)))
+                self._change(conn, index.table, None)
+                self._repeat(lambda: self._define(conn, index.sql(DROP_TABLE)))
 
     def _renew(self) -> _Catalogue:
         self._catalogue = self._repeat(self._read)
@@ -919,21 +914,21 @@ class _Definitions(_Client):
 
     def _read(self) -> _Catalogue:
         show = SHOW_COLUMNS.format(table="entities_catalogue")
-        columns, rows = self._send((show,), (SELECT_CATALOGUE,))
+        columns, found = self._send((show,), (SELECT_CATALOGUE,))
         epoch = columns[2][0].removeprefix("epoch_")
-        # A new table has no row. Any other epoch has its own.
-        contents = {"first": '{"indexes": {}}'} if epoch == "first" else dict(rows)
-        if epoch not in contents:
+        # The first epoch has no row. Any other has its own.
+        rows = {"first": '{"indexes": {}}', **dict(found)}
+        if epoch not in rows:
             lost = f"entities_catalogue has lost row {epoch!r}"
             raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, lost)
-        entries = json.loads(contents[epoch])["indexes"]
+        entries = json.loads(rows[epoch])["indexes"]
         indexes = {
             table: Index(table, entry["types"], unique=entry["unique"])
             for table, entry in entries.items()
         }
-        return _Catalogue(epoch, entries, indexes, [id for id, _ in rows])
+        return _Catalogue(epoch, entries, indexes, rows)
 
-    def _change(self, connection: Any, table: str, entry: dict[str, Any] | None) -> None:
+    def _change(self, conn: Any, table: str, entry: dict[str, Any] | None) -> None:
         """Publishes the entry, None: it is gone. Waits for those who write by the old one."""
         old = self._catalogue
         entries = {**old.entries, table: entry}
@@ -944,21 +939,20 @@ class _Definitions(_Client):
         epoch = uuid.uuid4().hex
         self._send((INSERT_CATALOGUE, epoch, json.dumps({"indexes": entries, "old": old.epoch})))
         # If it fails, the next change finishes it.
-        self._rename(connection, old.epoch, epoch)
-        if old.rows:
-            self._send((DELETE_CATALOGUE, old.rows))
+        self._rename(conn, old.epoch, epoch)
+        self._send((DELETE_CATALOGUE, [*old.rows]))
         self._renew()
 
-    def _create(self, connection: Any, table: str, columns: Mapping[str, str], keys: str) -> None:
+    def _create(self, conn: Any, table: str, columns: Mapping[str, str], keys: str) -> None:
         collation = "utf8mb4_nopad_bin" if self._mariadb else "utf8mb4_0900_bin"
         try:
-            (rows,) = self._exchange(connection, (SHOW_COLUMNS.format(table=_quote(table)),))
+            (rows,) = self._exchange(conn, (SHOW_COLUMNS.format(table=_quote(table)),))
         except MySQLdb.ProgrammingError as error:
             if _code(error) != ER.NO_SUCH_TABLE:
                 raise
             parts = {"columns": ", ".join([f"{_quote(name)} {columns[name]}" for name in columns])}
             parts.update(table=_quote(table), keys=keys, collation=collation)
-            self._define(connection, CREATE_TABLE.format(**parts))
+            self._define(conn, CREATE_TABLE.format(**parts))
             return
         found = {row[0]: (f"{row[1]} {row[4]}".lower(), row[2]) for row in rows}
         for name, definition in columns.items():
@@ -1068,15 +1062,12 @@ class _Store(_Definitions):
         """Sends what writes, and COMMIT if the transaction is the call's own."""
         block: Any = self._block
         # No ids: a repair.
-        block.written = bool(ids)
+        block.written.update(ids)
         try:
             return self._send_in(block, *packet, commit=block.single)
         except MySQLdb.IntegrityError as error:
             if _code(error) == ER.DUP_ENTRY:
                 self._explain(block, ids, rows)
-            raise
-        except Unknown as error:
-            error.id = ids[0] if len(ids) == 1 else None
             raise
 
     def _explain(self, block: _Block, ids: list[str], rows: dict[Index, Any]) -> NoReturn:
@@ -1086,7 +1077,7 @@ class _Store(_Definitions):
                 first = {row: id for id, row in reversed(mine.items())}
                 twins = [(first[row],) for id, row in mine.items() if first[row] != id]
                 select = index.sql(SELECT_OWNERS), [*first], [*ids, *mine]
-                for (id,) in twins or self._exchange(block.connection, select)[0]:
+                for (id,) in twins or self._exchange(block.conn, select)[0]:
                     told = f"{index}: entity {id!r} already has these values"
                     raise Duplicate(told, index=index, id=id) from None
         raise MySQLdb.OperationalError(ER.LOCK_DEADLOCK, "an id was inserted twice") from None
@@ -1112,13 +1103,15 @@ class _Store(_Definitions):
             while cursor is not None:
                 select = index.sql(sql), cursor, PAGE
                 attempt = functools.partial(self._repair_page, index, made, select)
-                cursor, wrong = self._transact(attempt)
+                page, wrong = self._transact(attempt)
+                # What is put meanwhile has its row.
+                cursor = page[-1][0] if len(page) == PAGE else None
                 count += wrong
         return count
 
     def _repair_page(
         self, index: Index, made: str, select: Row, catalogue: _Catalogue
-    ) -> tuple[Any, int]:
+    ) -> tuple[Rows, int]:
         catalogue.entry(index, made)
         page = self._checked(catalogue, [""], *select)
         old = []
@@ -1134,8 +1127,7 @@ class _Store(_Definitions):
                     rows[id] = wanted
         if old:
             self._send_write(index.replace_rows(rows, old), [], {index: rows})
-        # What is put meanwhile has its row.
-        return page[-1][0] if len(page) == PAGE else None, len(old)
+        return page, len(old)
 
 
 class Datastore(_Store):
@@ -1279,13 +1271,14 @@ class Datastore(_Store):
         """Every entity as of one moment, oldest put first. Raises Corrupt."""
         if self._block:
             raise Error("a scan inside a transaction() would not see its writes")
-        with self._connection() as connection:
-            self._exchange(connection, (BEGIN_SNAPSHOT,))
+        with self._connection() as conn:
+            send = functools.partial(self._exchange, conn)
+            send((BEGIN_SNAPSHOT,))
             rows: Rows = [(0,)]
             while rows:
-                (rows,) = self._exchange(connection, (SELECT_PAGE, rows[-1][0], PAGE))
+                (rows,) = send((SELECT_PAGE, rows[-1][0], PAGE))
                 yield from map(self._entity, rows)
-            self._exchange(connection, ("COMMIT",))
+            send(("COMMIT",))
 
     __iter__ = scan
 
@@ -1338,7 +1331,7 @@ class Schema(list[dict[str, Any]]):
 
     def __init__(self, entities: Iterable[Mapping[Any, Any]]) -> None:
         examples: dict[Any, str] = {}
-        counts: collections.Counter[Any] = collections.Counter()
+        counts: Counter[Any] = Counter()
         for entity in entities:
             fields = tuple(sorted([(str(key), type(entity[key]).__name__) for key in entity]))
             counts[fields] += 1
@@ -1368,10 +1361,9 @@ def _json(thing: Any) -> str:
 
 def _options() -> dict[str, Any]:
     epilog = "A MATCH is property=value (twice: one of), 'property>=low' or 'property<high'."
-    parser = argparse.ArgumentParser("slim", add_help=False, epilog=epilog)
+    parser = argparse.ArgumentParser("slim", conflict_handler="resolve", epilog=epilog)
     parser.set_defaults(read_default_group="client")
     add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
-    add("--help", action="help")
     add("-h", "--host")
     add("-P", "--port", type=int)
     add("-S", "--socket", dest="unix_socket")
@@ -1392,7 +1384,7 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         try:
             name, sign, text = re.split("(>=|<(?!=)|=)", word, maxsplit=1)
-            cls = index.columns[name][0]
+            cls = _column(index.types[name])[0]
             parse = {bool: json.loads, bytes: str.encode}.get(cls, cls)
             value = getattr(cls, "fromisoformat", parse)(text)
             if sign == "=":
@@ -1428,8 +1420,8 @@ def main() -> None:
     asked = [options.pop(name) for name in ("verb", "what", "match")]
     try:
         # Fails if there are none: a Datastore would make them.
-        with contextlib.closing(MySQLdb.connect(**options)) as connection:
-            connection.query("SHOW COLUMNS FROM entities_catalogue")
+        with closing(MySQLdb.connect(**options)) as conn:
+            conn.query("SHOW COLUMNS FROM entities_catalogue")
         with Datastore(**options) as store:
             for thing in _answer(store, as_json or whole, *asked):
                 print(_json(thing) if as_json else thing, flush=True)

@@ -155,8 +155,7 @@ def test_write_cut_off_in_commit_does_not_come_back_over_what_another_program_ha
         assert theirs.get("a") == THEIRS
 
     unknown = call_cut_in_commit(proxy, mine, call, meanwhile)
-    # A block may have written several.
-    assert unknown.id == "a" or call is transaction
+    assert unknown.id == "a"
     assert theirs.get("a") == mine.get("a") == THEIRS
     assert INDEX.get_all(theirs, n=2) == [THEIRS]
     assert INDEX.get_all(theirs, n=1) == []
@@ -175,6 +174,22 @@ def test_unknown_names_the_id_that_an_entity_was_given(
     )
     (stored,) = theirs
     assert stored == {"id": unknown.id, "n": 1}
+
+
+def two_puts(store: slim.Datastore) -> None:
+    with store.transaction():
+        store.put({"id": "b"})
+        store.put({"id": "c"})
+
+
+@pytest.mark.parametrize(
+    "call", [two_puts, lambda store: store.put_many([{"id": "b"}, {"id": "c"}])]
+)
+def test_unknown_names_no_id_where_several_were_written(
+    call: Call, proxy: Proxy, mine: slim.Datastore, theirs: slim.Datastore
+) -> None:
+    unknown = call_cut_in_commit(proxy, mine, call, lambda: until(lambda: len(theirs) == 2))
+    assert unknown.id is None
 
 
 @pytest.mark.parametrize("call", [*WRITES, *DELETES])
