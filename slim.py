@@ -120,6 +120,7 @@ class Untrusted(Corrupt):
 # ---- SQL. Identifiers are formatted in, quoted; values are bound to %s.
 
 # No default of a server may refuse a statement, cut a result short, or change what values mean.
+# Galera would run an aborted packet again, and answer twice. 1193: no Galera.
 SET_SESSION = """\
 SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
@@ -129,7 +130,9 @@ SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTI
   /*M!100307 , max_statement_time = 0, timestamp = DEFAULT,
     in_predicate_conversion_threshold = 0 */;
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
-SELECT @@max_allowed_packet, VERSION() LIKE '%%MariaDB%%'"""
+/*M! BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1193 DO 0;
+  EXECUTE IMMEDIATE 'SET SESSION wsrep_retry_autocommit = 0'; */
+SELECT @@max_allowed_packet, VERSION() LIKE '%%MariaDB%%' /*M! ; END */"""
 # The lock ends with the connection. vtgate refuses it while there is a limit.
 LOCK_DEFINITIONS = f"""\
 SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT;
@@ -183,7 +186,8 @@ SELECT_CATALOGUE = "SELECT id, content FROM entities_catalogue"
 INSERT_CATALOGUE = "INSERT INTO entities_catalogue (id, content) VALUES (%s, %s)"
 DELETE_CATALOGUE = "DELETE FROM entities_catalogue WHERE id IN %s"
 RENAME_EPOCH = "ALTER TABLE entities_catalogue RENAME COLUMN epoch_{old} TO epoch_{new}"
-CHECK_EPOCH = "SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s"
+# MariaDB need not answer it.
+CHECK_EPOCH = "/*M! DO EXISTS */ (SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s)"
 CHECK_EPOCH_IN_QUERY = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id = '{epoch}') IS NULL"
 
 
@@ -463,12 +467,11 @@ class _Client:
             raise Error("this transaction() has failed or ended")
         if commit:
             packet = *packet, ("COMMIT",)
+        if not block.begun:
+            packet = ("START TRANSACTION",), *packet
         if self._mariadb and len(packet) > 1:
             # Galera may abort it between two statements, and run the rest.
             packet = ("BEGIN NOT ATOMIC DO 0",), *packet, ("END",)
-        if not block.begun:
-            # Inside, Galera would run all of it twice.
-            packet = ("START TRANSACTION",), *packet
         try:
             rows = self._exchange(block.conn, *packet)
         except MySQLdb.Error as error:
@@ -637,6 +640,8 @@ class Index:
             _column(kind)
         self._named = {name: f"i.{_quote(name)}" for name in [*declared, "entity_id"]}
         self._parts = {"table": _quote(table), "names": ", ".join(map(_quote, declared))}
+        self.delete = DELETE_ROWS.format(**self._parts)
+        self.insert = INSERT_ROWS.format(**self._parts)
         self._parts["selected"] = ", ".join(self._named.values())
 
     def __repr__(self) -> str:
@@ -727,10 +732,10 @@ class Index:
 
     def replace_rows(self, rows: Any, old: list[str]) -> Packet:
         """Deletes the rows of the ids `old`, and inserts {id: row}."""
-        delete = [(self.sql(DELETE_ROWS), old)] if old else []
+        delete = [(self.delete, old)] if old else []
         # In the key's order there are fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items()])
-        return [*delete, _insert(self.sql(INSERT_ROWS), values)] if values else delete
+        return [*delete, _insert(self.insert, values)] if values else delete
 
     def sql(self, sql: str, **parts: str) -> str:
         return sql.format(**self._parts, **parts)
@@ -889,7 +894,7 @@ class _Definitions(_Client):
             try:
                 self._create(conn, index.table, columns, f"PRIMARY KEY ({key})")
                 # A sharded server that was not told of the table refuses this.
-                self._send((index.sql(DELETE_ROWS), [""]))
+                self._send((index.delete, [""]))
             except MySQLdb.Error as error:
                 if _code(error) != ER.UNKNOWN_ERROR:
                     raise
