@@ -157,8 +157,10 @@ ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}"""
 SELECT_ENTITIES = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 LOCK_ENTITIES = SELECT_ENTITIES + " FOR UPDATE"
 SELECT_VERSION = "SELECT added_id, updated FROM entities WHERE id = %s"
+# These leave out large bodies.
 SELECT_PAGE = """\
-SELECT added_id, id, updated, body FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"""
+SELECT added_id, id, updated, IF(LENGTH(body) > 65536, NULL, body)
+FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"""
 COUNT_ENTITIES = "SELECT COUNT(*) FROM entities"
 DELETE_ENTITIES = "DELETE FROM entities WHERE id IN %s"
 INSERT_ENTITIES = "INSERT INTO entities (id, body) VALUES "
@@ -173,12 +175,12 @@ FROM {table} AS i STRAIGHT_JOIN entities AS e ON e.id = i.entity_id
 WHERE {where} AND {check} ORDER BY {order} LIMIT %s"""
 COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {where} AND {check}"
 LOCK_ENTITY_PAGE = """\
-SELECT e.added_id, e.id, e.updated, e.body, {selected}
+SELECT e.added_id, e.id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM entities AS e LEFT JOIN {table} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
 # First the cursor, then the id.
 LOCK_ROW_PAGE = """\
-SELECT i.entity_id, i.entity_id, e.updated, e.body, {selected}
+SELECT i.entity_id, i.entity_id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
 WHERE i.entity_id > %s ORDER BY i.entity_id LIMIT %s FOR UPDATE"""
 
@@ -992,8 +994,11 @@ class _Store(_Definitions):
 
         return self._repeat(attempt)
 
-    def _entity(self, row: Sequence[Any]) -> Entity:
+    def _entity(self, row: Sequence[Any], send: Any = None) -> Entity:
+        """send: reads a body that its page left out."""
         version, id, updated, body = row
+        if body is None and send:
+            ((*_, body),) = send((SELECT_ENTITIES, [id]))[0]
         try:
             entity = Entity(decode(body or b"", self._allowed, self._max_size))
         except Corrupt as error:
@@ -1123,7 +1128,7 @@ class _Store(_Definitions):
         rows = {}
         for _, id, updated, body, *values, entity_id in page:
             try:
-                wanted = updated and index.row(self._entity((0, id, updated, body)))
+                wanted = updated and index.row(self._entity((0, id, updated, body), self._send))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"entity {id!r}: {error}") from None
             if wanted != (tuple(values) if entity_id else None):
@@ -1282,7 +1287,8 @@ class Datastore(_Store):
             rows: Rows = [(0,)]
             while rows:
                 (rows,) = send((SELECT_PAGE, rows[-1][0], PAGE))
-                yield from map(self._entity, rows)
+                for row in rows:
+                    yield self._entity(row, send)
             send(("COMMIT",))
 
     __iter__ = scan

@@ -108,6 +108,40 @@ def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(
     )  # MiB; the entities themselves have over 60
 
 
+LARGE = """
+import json, os, resource, sys
+import slim
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10     # MiB
+
+by_kind = slim.Index("index_kind", "kind")
+with slim.Datastore(**json.loads(sys.argv[1])) as store:
+    for n in range(60):
+        store.put({"n": n, "kind": "a", "data": os.urandom(2 << 20)})
+    store.put({"n": 60, "kind": "b"})
+    before = peak()
+    total = sum(entity["n"] for entity in store)
+    store.add_index(by_kind, populate=False)
+    right = by_kind.populate(store), by_kind.populate(store), by_kind.count(store, kind="a")
+    print(json.dumps([total, right, peak() - before]))
+"""
+
+
+def test_scan_and_populate_hold_a_few_large_bodies_at_once(connect: dict[str, Any]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, json.dumps(connect)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    total, right, grown = json.loads(done.stdout)
+    assert (total, right) == (sum(range(61)), [61, 0, 60])
+    # MiB; the entities have 120.
+    assert grown <= 24
+
+
 def test_scan_may_be_the_first_call_of_a_thread(store: slim.Datastore) -> None:
     store.put_many({"n": n} for n in range(3))
     found: list[Any] = []
