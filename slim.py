@@ -30,6 +30,7 @@ import io
 import ipaddress as ip
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -75,6 +76,9 @@ NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290,
 # Broken off. 1047, 3100: no cluster. 1105: vtgate has no tablet. 1927: killed.
 BROKEN = {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT, 1047, 1105, 1927, 3100}
 BROKEN |= {2007, 2012, 2014, 2026, 2027, 2055}
+
+# At DEBUG: how far scan and populate are.
+_log = logging.getLogger("slim")
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -1106,7 +1110,7 @@ class _Store(_Definitions):
 
     def _repair(self, index: Index, made: str) -> int:
         """Makes the rows right, a page at a time. Returns how many were not."""
-        count = 0
+        count = read = 0
         cursor: Any
         # In a unique index, rows without an entity could have the values of one.
         for sql, cursor in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
@@ -1117,6 +1121,8 @@ class _Store(_Definitions):
                 # What is put meanwhile has its row.
                 cursor = page[-1][0] if len(page) == PAGE else None
                 count += wrong
+                read += len(page)
+                _log.debug("%d read", read)
         return count
 
     def _repair_page(
@@ -1285,10 +1291,13 @@ class Datastore(_Store):
             send = functools.partial(self._exchange, conn)
             send((BEGIN_SNAPSHOT,))
             rows: Rows = [(0,)]
+            read = 0
             while rows:
                 (rows,) = send((SELECT_PAGE, rows[-1][0], PAGE))
                 for row in rows:
                     yield self._entity(row, send)
+                read += len(rows)
+                _log.debug("%d read", read)
             send(("COMMIT",))
 
     __iter__ = scan
@@ -1429,6 +1438,9 @@ def main() -> None:
     options = _options()
     as_json, whole = options.pop("json", False), options.pop("all", False)
     asked = [options.pop(name) for name in ("verb", "what", "match")]
+    if sys.stderr.isatty():
+        logging.StreamHandler.terminator = "\r"
+        logging.basicConfig(level="DEBUG", format="%(message)s")
     try:
         # Fails if there are none: a Datastore would make them.
         with closing(MySQLdb.connect(**options)) as conn:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 import uuid
@@ -86,7 +87,7 @@ def run(options: Path, database: str) -> Slim:
 
 @pytest.fixture
 def terminal(options: Path, database: str) -> Callable[..., str]:
-    """terminal("get", "x") is what a person sees, on a pseudo-terminal."""
+    """terminal("get", "x") is what is sent to a person's pseudo-terminal."""
 
     def terminal(*words: str) -> str:
         here, there = pty.openpty()
@@ -102,6 +103,17 @@ def terminal(options: Path, database: str) -> Callable[..., str]:
         return shown.decode().replace("\r\n", "\n")
 
     return terminal
+
+
+def seen(shown: str) -> str:
+    """What stands on the screen: a carriage return begins the line anew, and what follows covers it."""
+    lines = []
+    for line in shown.split("\n"):
+        *covered, last = line.split("\r")
+        for text in [last, *reversed(covered)]:
+            last += text[len(last) :]
+        lines.append(last)
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +134,20 @@ def test_terminal_shows_what_a_pipe_gets(
     filled: slim.Datastore, run: Slim, terminal: Callable[..., str], words: list[str]
 ) -> None:
     done = run(*words)
-    assert terminal(*words) == done.stdout + done.stderr != ""
+    assert seen(terminal(*words)) == done.stdout + done.stderr != ""
+
+
+@pytest.mark.parametrize("words", [["populate", "index_age"], ["schema"], ["schema", "--json"]])
+def test_populate_and_schema_show_progress_on_a_terminal_alone(
+    filled: slim.Datastore, run: Slim, terminal: Callable[..., str], words: list[str]
+) -> None:
+    filled.put_many({"user": "bob", "age": n} for n in range(2 * slim.PAGE))
+    done = run(*words)
+    shown = terminal(*words)
+    steps = [int(step) for step in re.findall(r"(\d+) read\r", shown)]
+    assert steps[0] == slim.PAGE and steps[-1] >= 2 * slim.PAGE + 2 and steps == sorted(steps)
+    assert seen(shown) == done.stdout
+    assert done.stderr == "" and " read" not in done.stdout
 
 
 def test_get_and_find_print_each_entity_as_python_writes_it_on_one_line(

@@ -142,6 +142,24 @@ def test_scan_and_populate_hold_a_few_large_bodies_at_once(connect: dict[str, An
     assert grown <= 24
 
 
+def test_logger_tells_at_debug_how_far_scan_and_populate_are(
+    store: slim.Datastore, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = store.add_index(slim.Index("index_n", {"n": int}))
+    store.put_many({"n": n} for n in range(slim.PAGE + 1))
+    caplog.set_level("INFO", logger="slim")
+    assert len(list(store)) == slim.PAGE + 1
+    assert caplog.messages == []
+    caplog.set_level("DEBUG", logger="slim")
+    assert len(list(store)) == slim.PAGE + 1
+    assert caplog.messages == [f"{slim.PAGE} read", *[f"{slim.PAGE + 1} read"] * 2]
+    caplog.clear()
+    assert index.populate(store) == 0
+    # The rows of the index, then the entities.
+    pages = [slim.PAGE, 1, slim.PAGE, 1]
+    assert caplog.messages == [f"{sum(pages[: n + 1])} read" for n in range(4)]
+
+
 def test_scan_may_be_the_first_call_of_a_thread(store: slim.Datastore) -> None:
     store.put_many({"n": n} for n in range(3))
     found: list[Any] = []
