@@ -161,7 +161,7 @@ ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}"""
 SELECT_ENTITIES = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 LOCK_ENTITIES = SELECT_ENTITIES + " FOR UPDATE"
 SELECT_VERSION = "SELECT added_id, updated FROM entities WHERE id = %s"
-# These leave out large bodies.
+# Without large bodies.
 SELECT_PAGE = """\
 SELECT added_id, id, updated, IF(LENGTH(body) > 65536, NULL, body)
 FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"""
@@ -287,17 +287,15 @@ class _Unpickler(pickle.Unpickler):
         return call
 
 
-def _by_text(value: Any) -> Any:
-    return type(value), (str(value),)
-
-
 class _Pickler(pickle.Pickler):
     """Writes what `_Unpickler` reads. `plain`: it met built-in values alone."""
 
     plain = True
     dispatch_table = ChainMap[Any, Any](
-        dict.fromkeys([uuid.UUID, ip.IPv6Address, zoneinfo.ZoneInfo], _by_text),
-        {defaultdict: lambda value: (dict, (), None, None, iter(value.items()))},
+        dict.fromkeys(
+            [uuid.UUID, ip.IPv6Address, zoneinfo.ZoneInfo], lambda v: (type(v), (str(v),))
+        ),
+        {defaultdict: lambda v: (dict, (), None, None, iter(v.items()))},
         copyreg.dispatch_table,
     )
 
@@ -365,11 +363,11 @@ def _load(data: bytes, allowed: Any) -> Any:
     unpickler.functions = {}
     value = unpickler.load()
     if unpickler.functions:
-        kept = [weakref.ref(function) for function in unpickler.functions]
+        kept = weakref.WeakSet(unpickler.functions)
         unpickler.functions.clear()
         # Its memo holds them, too.
         del unpickler
-        if any([ref() for ref in kept]):
+        if kept:
             raise pickle.UnpicklingError("it holds a class or a function as a value")
     return value
 
@@ -406,8 +404,8 @@ class _Client:
         self._connect = connect
         self._max_packet = 0
         self._mariadb = self._closed = False
-        self._idle: deque[Any] = deque()
-        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._idle = deque[Any]()
+        self._connections = weakref.WeakSet[Any]()
         self._current = contextvars.ContextVar[_Block | None]("block", default=None)
         os.register_at_fork(after_in_child=functools.partial(_abandon, self._connections))
 
@@ -479,6 +477,8 @@ class _Client:
             # Galera may abort it between two statements, and run the rest.
             packet = ("BEGIN NOT ATOMIC DO 0",), *packet, ("END",)
         try:
+            if block.begun and not _is_quiet(block.conn):
+                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             rows = self._exchange(block.conn, *packet)
         except MySQLdb.Error as error:
             # A stale epoch (of the catalogue) is found before anything is done.
@@ -499,8 +499,6 @@ class _Client:
         if len(query) >= self._max_packet > 0:
             raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
         try:
-            if not _is_quiet(conn):
-                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             conn.query(query)
             return _fetch(conn)
         except BaseException as error:
@@ -1235,7 +1233,8 @@ class Datastore(_Store):
 
     def get(self, id: str) -> Entity | None:
         """The entity, or None; locked inside a transaction(). Raises Corrupt."""
-        return self.get_many([id]).get(id)
+        rows = self._select([_check_id(id)])
+        return self._entity(rows[0]) if rows else None
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Entity]:
         """{id: entity} of those that there are. Else as get."""
@@ -1351,15 +1350,14 @@ class Schema(list[dict[str, Any]]):
 
     def __init__(self, entities: Iterable[Mapping[Any, Any]]) -> None:
         examples: dict[Any, str] = {}
-        counts: Counter[Any] = Counter()
+        counts = Counter[Any]()
         for entity in entities:
             fields = tuple(sorted([(str(key), type(entity[key]).__name__) for key in entity]))
             counts[fields] += 1
             examples.setdefault(fields, entity["id"])
         total = counts.total()
         for key, n in counts.most_common():
-            share = n / total
-            self.append(dict(entities=n, share=share, fields=dict(key), example=examples[key]))
+            self.append(dict(entities=n, share=n / total, fields=dict(key), example=examples[key]))
 
     def __str__(self) -> str:
         lines = [f"{len(self):,} types of dictionary"]
