@@ -221,14 +221,19 @@ def test_account_comes_from_an_option_file_as_the_readme_says(
     assert (done.stdout, done.stderr) == ("c\n", "")
 
 
-def test_progress_bars_go_around_what_is_iterated(store: slim.Datastore) -> None:
-    for shown in "`store.put_many(tqdm(entities))`", "`for entity in tqdm(store)`":
+def test_progress_bars_go_around_what_is_iterated_and_the_logger_tells_it(
+    store: slim.Datastore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for shown in "`store.put_many(tqdm(entities))`", "DEBUG the logger `slim`":
         assert shown in README
     bars = io.StringIO()
     entities = [{"id": str(number)} for number in range(9)]
     assert store.put_many(tqdm(entities, file=bars)) == 9
     assert [*tqdm(store, file=bars)] == entities
     assert bars.getvalue().count("| 9/9 [") == 2
+    with caplog.at_level("DEBUG", logger="slim"):
+        store.schema()
+    assert caplog.messages[0] == "9 read"
 
 
 def public(cls: type) -> set[str]:

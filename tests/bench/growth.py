@@ -6,15 +6,18 @@ Each function prints one table. Whoever reads it compares what is with what shou
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import functools
 import itertools
 import multiprocessing
 import os
+import pstats
 import random
 import statistics
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import MySQLdb
-from contestants import FOUND, synthetic
+from contestants import FOUND, PROPERTIES, synthetic
 from proxy import Proxy, proxied
 from server import Named
 
@@ -200,12 +203,60 @@ def by_one_of(server: Named, entities: int) -> Iterator[list[str]]:
         yield line(f"get_all of {FOUND}, by values of one-of", "linear, with a base", costs)
 
 
+# ---- where the time goes -------------------------------------------------------------------------
+
+# Of a function: its file, or what it is called if it is written in C.
+PARTS_OF_TIME = {
+    "server": ("'query' of '_mysql", "next_result", "store_result"),
+    "driver": ("_mysql", "MySQLdb", "<method 'fetch_row'"),
+    "pickle, zlib": ("pickle", "zlib", "Compress", "Decompress", "'dump'", "'load'"),
+    "slim.py": ("slim.py",),
+}
+
+
+def profile(server: Named, entities: int) -> None:
+    """The shares of Python's profiler, which makes calls of Python functions seem dearer than they are."""
+    indexes = [slim.Index(f"index_{key}", {key: cls}) for key, cls in PROPERTIES.items()]
+    with opened(server, *indexes) as store:
+        store.put_many(synthetic(2_000, new=True))
+        standing = list(store.scan())
+        again = itertools.cycle(standing)
+        calls: dict[str, Callable[[], Any]] = {
+            "put, new": lambda: store.put(next(synthetic(1, new=True))),
+            "put, again": lambda: store.put(next(again)),
+            "get": lambda: store.get(next(again)["id"]),
+            f"get_all, {FOUND}": lambda: indexes[0].get_all(store, user_id=next(again)["user_id"]),
+            "put_many": lambda: store.put_many(standing[:1_000]),
+            "scan": lambda: scan(store),
+        }
+        body = [
+            [name, *shares(call, 10 if name in ("put_many", "scan") else 500)]
+            for name, call in calls.items()
+        ]
+    print(table(["share of", *PARTS_OF_TIME, "other"], body), flush=True)
+
+
+def shares(call: Callable[[], Any], times: int) -> list[str]:
+    call()
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for _ in range(times):
+        call()
+    profiler.disable()
+    spent: Counter[str] = Counter()
+    for (path, _, function), (_, _, seconds, *_) in pstats.Stats(profiler).stats.items():
+        text = function if path == "~" else path
+        parts = [part for part, marks in PARTS_OF_TIME.items() if any(m in text for m in marks)]
+        spent[(*parts, "other")[0]] += seconds
+    return [f"{spent[part] / spent.total():.0%}" for part in [*PARTS_OF_TIME, "other"]]
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
 def memory(server: Named, entities: int) -> None:
     """Of a client of its own that makes one call, what it took above what it began with."""
-    cases = [(entities // 10, 0), (entities, 0), (3, LARGE), (15, LARGE)]
+    cases = [(entities // 10, 0), (entities, 0), (10, LARGE), (100, LARGE)]
     heads = [f"{n:,} of {'300 bytes' if not size else f'{size >> 20} MB'}" for n, size in cases]
     found: dict[str, list[str]] = {}
     for count, size in cases:
@@ -362,7 +413,7 @@ def add_index(store: slim.Datastore) -> tuple[tuple[float, float], str]:
     try:
         store.add_index(index)
     except (slim.Error, MySQLdb.Error) as error:
-        told = f"given up ({error})"
+        told = f"given up (error {error.args[0]})"
     end = time.monotonic()
     if told == "added":
         store.remove_index(index)
@@ -417,6 +468,7 @@ def hold_open(connect: dict[str, Any], seconds: float) -> None:
 
 PARTS = {
     "growth": growth,
+    "profile": profile,
     "memory": memory,
     "connections": connections,
     "deployment": deployment,
