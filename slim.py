@@ -65,13 +65,13 @@ MAX_SIZE = 64 << 20
 PAGE = 250
 BATCH = 1_000
 BATCH_BYTES = 2 << 20
-# No call is begun again after so long. A change of the indexes stops writers for so long.
+# No call is begun again after this. A change of the indexes stops writers for this.
 RETRY_SECONDS = 30
 ALTER_SECONDS = 2
 
 # To be rolled back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
-# Refused. 1290, 1836: read-only. 3032: offline. 4031: idle for too long.
+# Not done. 1290, 1836: read-only. 3032: offline. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 3032, 4031}
 # Broken off. 1047, 3100: no cluster. 1105: vtgate has no tablet. 1927: killed.
 BROKEN = {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT, 1047, 1105, 1927, 3100}
@@ -129,7 +129,7 @@ SET_SESSION = """\
 SET NAMES utf8mb4;
 SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
   sql_safe_updates = 0, sql_select_limit = 9223372036854775807, sql_big_selects = 1,
-  sql_auto_is_null = 0, completion_type = 0, autocommit = 1
+  completion_type = 0, autocommit = 1
   /*!80000 , max_execution_time = 0, range_optimizer_max_mem_size = 0 */
   /*M!100307 , max_statement_time = 0, timestamp = DEFAULT,
     in_predicate_conversion_threshold = 0 */;
@@ -137,7 +137,7 @@ SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
 /*M! BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1193 DO 0;
   EXECUTE IMMEDIATE 'SET SESSION wsrep_retry_autocommit = 0'; */
 SELECT @@max_allowed_packet, VERSION() LIKE '%%MariaDB%%' /*M! ; END */"""
-# The lock ends with the connection. vtgate refuses it while there is a limit.
+# The lock ends with the connection. vtgate refuses it with a limit.
 LOCK_DEFINITIONS = f"""\
 SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT;
 SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), {RETRY_SECONDS});
@@ -172,7 +172,7 @@ INSERT_ENTITIES = "INSERT INTO entities (id, body) VALUES "
 DELETE_ROWS = "DELETE FROM {table} WHERE entity_id IN %s"
 INSERT_ROWS = "INSERT INTO {table} ({names}, entity_id) VALUES "
 SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s AND entity_id NOT IN %s"
-# MySQL may sort a small table otherwise.
+# Without STRAIGHT_JOIN MySQL may sort.
 SELECT_MATCH = """\
 SELECT e.added_id, e.id, e.updated, e.body, {selected}
 FROM {table} AS i STRAIGHT_JOIN entities AS e ON e.id = i.entity_id
@@ -182,7 +182,7 @@ LOCK_ENTITY_PAGE = """\
 SELECT e.added_id, e.id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM entities AS e LEFT JOIN {table} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
-# First the cursor, then the id.
+# The cursor, then the id.
 LOCK_ROW_PAGE = """\
 SELECT i.entity_id, i.entity_id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
@@ -192,8 +192,9 @@ SELECT_CATALOGUE = "SELECT id, content FROM entities_catalogue"
 INSERT_CATALOGUE = "INSERT INTO entities_catalogue (id, content) VALUES (%s, %s)"
 DELETE_CATALOGUE = "DELETE FROM entities_catalogue WHERE id IN %s"
 RENAME_EPOCH = "ALTER TABLE entities_catalogue RENAME COLUMN epoch_{old} TO epoch_{new}"
-# MariaDB need not answer it.
+# On MariaDB DO EXISTS (…), which has no answer.
 CHECK_EPOCH = "/*M! DO EXISTS */ (SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s)"
+# True, or error 1054.
 CHECK_EPOCH_IN_QUERY = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id = '{epoch}') IS NULL"
 
 
@@ -374,7 +375,8 @@ def _load(data: bytes, allowed: Any) -> Any:
 
 def _new_id() -> str:
     # RFC 9562, version 7: milliseconds, the version, then as in version 4.
-    return str(uuid.UUID(f"{time.time_ns() // 1_000_000:012x}7{uuid.uuid4().hex[13:]}"))
+    now = f"{time.time_ns() // 1_000_000:012x}"
+    return f"{now[:8]}-{now[8:]}-7{str(uuid.uuid4())[15:]}"
 
 
 def _check_id(id: Any) -> str:
@@ -405,9 +407,8 @@ class _Client:
         self._max_packet = 0
         self._mariadb = self._closed = False
         self._idle = deque[Any]()
-        self._connections = weakref.WeakSet[Any]()
         self._current = contextvars.ContextVar[_Block | None]("block", default=None)
-        os.register_at_fork(after_in_child=functools.partial(_abandon, self._connections))
+        self._probe = contextvars.ContextVar[None]("probe")
 
     @property
     def _block(self) -> _Block | None:
@@ -416,10 +417,10 @@ class _Client:
             return None
         try:
             # Raises elsewhere: a token is for one thread and task.
-            self._current.reset(block.token)
+            self._probe.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for one thread and task") from None
-        block.token = self._current.set(block)
+        block.token = self._probe.set(None)
         return block
 
     @contextmanager
@@ -442,12 +443,11 @@ class _Client:
                 outer.depth -= 1
             return
         with self._connection() as conn:
-            block = _Block(conn=conn, depth=1, single=False, begun=False, failed=False)
-            block.written = set()
+            block = _Block(conn=conn, depth=1, written=set())
+            block.single = block.begun = block.failed = False
             try:
-                # Else its token would keep all blocks before.
-                self._current.set(None)
-                block.token = self._current.set(block)
+                block.token = self._probe.set(None)
+                self._current.set(block)
                 yield block
                 if self._block is not block or block.depth > 1 or block.failed:
                     raise Error("a call in this transaction() failed, or an inner one is open")
@@ -456,7 +456,6 @@ class _Client:
             finally:
                 block.failed = True
                 block.depth -= 1
-                block.conn = None
 
     def _send(self, *packet: Row) -> list[Rows]:
         """In a block, the packet is a part of it."""
@@ -473,15 +472,12 @@ class _Client:
             packet = *packet, ("COMMIT",)
         if not block.begun:
             packet = ("START TRANSACTION",), *packet
-        if self._mariadb and len(packet) > 1:
-            # Galera may abort it between two statements, and run the rest.
-            packet = ("BEGIN NOT ATOMIC DO 0",), *packet, ("END",)
         try:
-            if block.begun and not _is_quiet(block.conn):
-                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             rows = self._exchange(block.conn, *packet)
+            block.begun = not commit
+            return rows
         except MySQLdb.Error as error:
-            # A stale epoch (of the catalogue) is found before anything is done.
+            # A stale epoch (of the catalogue) is found before the packet does anything.
             block.failed = not _is_stale(error)
             block.begun = True
             if commit and block.written and _code(error) in BROKEN:
@@ -489,16 +485,23 @@ class _Client:
                 id = min(block.written) if len(block.written) == 1 else None
                 raise Unknown(f"{told}: read, then decide", id=id) from None
             raise
-        block.begun = not commit
-        return rows
+        except BaseException as error:
+            # A signal. A ValueError is raised before anything is sent.
+            block.failed = not isinstance(error, ValueError)
+            raise
 
     def _exchange(self, conn: Any, *packet: Row) -> list[Rows]:
         """One round trip. Returns the rows of each SELECT."""
+        if self._mariadb and len(packet) > 1:
+            # Galera may abort it between two statements, and run the rest.
+            packet = ("BEGIN NOT ATOMIC DO 0",), *packet, ("END",)
         bound = [sql.encode() % tuple(map(conn.literal, args)) for sql, *args in packet]
         query = b";".join(bound)
         if len(query) >= self._max_packet > 0:
             raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
         try:
+            if not _is_quiet(conn):
+                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             conn.query(query)
             return _fetch(conn)
         except BaseException as error:
@@ -528,7 +531,7 @@ class _Client:
                 return conn
             conn.close()
         conn = MySQLdb.connect(**self._connect)
-        self._connections.add(conn)
+        _CONNECTIONS.add(conn)
         ((self._max_packet, self._mariadb),) = self._exchange(conn, (SET_SESSION,))[0]
         return conn
 
@@ -539,7 +542,7 @@ class _Client:
     def _give_back(self, conn: Any) -> None:
         if conn.open:
             self._idle.append(conn)
-        # close() may have looked.
+        # close() may have run meanwhile.
         if self._closed:
             self.close()
 
@@ -550,16 +553,20 @@ class _Client:
             conn.close()
 
 
-def _abandon(connections: Iterable[Any]) -> None:
+def _abandon() -> None:
     # Closing them would say goodbye for the parent.
     with open(os.devnull, "r+b") as null:
-        for conn in connections:
+        for conn in _CONNECTIONS:
             with suppress(MySQLdb.Error, OSError):
                 os.dup2(null.fileno(), conn.fileno())
 
 
+_CONNECTIONS = weakref.WeakSet[Any]()
+os.register_at_fork(after_in_child=_abandon)
+
+
 def _is_quiet(conn: Any) -> bool:
-    # Who hangs up can be heard.
+    # A lost one is readable.
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
     return not poll.poll(0)
@@ -605,7 +612,7 @@ COLUMNS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     ),
     "float": (float, "DOUBLE", math.isfinite),
     "bool": (bool, "TINYINT(1)", math.isfinite),
-    # Each of these is true.
+    # All of these fit.
     "UUID": (uuid.UUID, "BINARY(16)", bool),
     "date": (dt.date, "DATE", bool),
     # UTC has not all of the first and the last year.
@@ -644,8 +651,6 @@ class Index:
             _column(kind)
         self._named = {name: f"i.{_quote(name)}" for name in [*declared, "entity_id"]}
         self._parts = {"table": _quote(table), "names": ", ".join(map(_quote, declared))}
-        self.delete = DELETE_ROWS.format(**self._parts)
-        self.insert = INSERT_ROWS.format(**self._parts)
         self._parts["selected"] = ", ".join(self._named.values())
 
     def __repr__(self) -> str:
@@ -736,10 +741,10 @@ class Index:
 
     def replace_rows(self, rows: Any, old: list[str]) -> Packet:
         """Deletes the rows of the ids `old`, and inserts {id: row}."""
-        delete = [(self.delete, old)] if old else []
+        delete = [(self.sql(DELETE_ROWS), old)] if old else []
         # In the key's order there are fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items()])
-        return [*delete, _insert(self.insert, values)] if values else delete
+        return [*delete, _insert(self.sql(INSERT_ROWS), values)] if values else delete
 
     def sql(self, sql: str, **parts: str) -> str:
         return sql.format(**self._parts, **parts)
@@ -808,14 +813,16 @@ class _Catalogue(NamedTuple):
     def entry(self, index: Index, made: str = "") -> dict[str, Any]:
         """What is said of it, {} if nothing; NotPopulated if it is not this `made`."""
         entry: dict[str, Any] = self.entries.get(index.table, {})
-        if entry and repr(self.indexes[index.table]) != repr(index):
-            raise ValueError(f"{self.indexes[index.table]} has this name: remove it first")
         if made and entry.get("made") != made:
             raise NotPopulated(f"{index} was removed, or never added")
+        if entry and repr(self.indexes[index.table]) != repr(index):
+            raise ValueError(f"{self.indexes[index.table]} has this name: remove it first")
         return entry
 
 
 class _Definitions(_Client):
+    """DDL and the catalogue."""
+
     _catalogue = _Catalogue("", {}, {}, {})
 
     def _repeat(self, attempt: Callable[[], T]) -> T:
@@ -837,7 +844,7 @@ class _Definitions(_Client):
 
     @contextmanager
     def _defining(self) -> Iterator[Any]:
-        """A connection for DDL, which one program at a time may have."""
+        """A connection for DDL, which one program at a time has, and the catalogue."""
         if self._block:
             raise Error("no index can change inside a transaction()")
         conn = self._take()
@@ -845,7 +852,7 @@ class _Definitions(_Client):
             if not self._exchange(conn, (LOCK_DEFINITIONS,))[0][0][0]:
                 raise Error("another program changes the indexes")
             self._finish(conn)
-            yield conn
+            yield conn, self._renew()
         finally:
             if conn.open:
                 conn.close()
@@ -855,7 +862,7 @@ class _Definitions(_Client):
         for id in rows:
             old = json.loads(rows[id]).get("old")
             try:
-                # On shards a renaming may be done on some alone.
+                # A change may have stopped before its renaming, or on some shards.
                 if old in rows:
                     self._rename(conn, old, id)
             except MySQLdb.Error as error:
@@ -886,40 +893,34 @@ class _Definitions(_Client):
         self._renew()
 
     def _add(self, index: Index) -> None:
-        with self._defining() as conn:
-            if self._renew().entry(index):
+        with self._defining() as (conn, old):
+            if old.entry(index):
                 return
             columns = {name: f"{_column(kind)[1]} NOT NULL" for name, kind in index.types.items()}
-            columns["entity_id"] = "VARCHAR(36) NOT NULL UNIQUE"
-            if index.unique:
-                # For _create: entity_id is in no other key, SHOW says.
-                columns["entity_id"] = "VARCHAR(36) UNIQUE NOT NULL"
+            # _create compares it up to UNI, which SHOW says where entity_id is in no other key.
+            key = "UNIQUE NOT NULL" if index.unique else "NOT NULL UNIQUE"
+            columns["entity_id"] = f"VARCHAR(36) {key}"
             key = index.sql("{names}" if index.unique else "{names}, entity_id")
-            try:
-                self._create(conn, index.table, columns, f"PRIMARY KEY ({key})")
-                # A sharded server that was not told of the table refuses this.
-                self._send((index.delete, [""]))
-            except MySQLdb.Error as error:
-                if _code(error) != ER.UNKNOWN_ERROR:
-                    raise
-                raise Error(f"{error.args[-1]}: add it to the VSchema first") from None
+            self._create(conn, index.table, columns, f"PRIMARY KEY ({key})")
+            # A sharded server that was not told of the table refuses this.
+            self._send((index.sql(DELETE_ROWS), [""]))
             entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
-            self._change(conn, index.table, entry)
+            self._change(conn, old, index.table, entry)
 
     def _publish(self, index: Index, made: str) -> None:
-        with self._defining() as conn:
-            entry = {**self._renew().entry(index, made), "populated": True}
-            self._change(conn, index.table, entry)
+        with self._defining() as (conn, old):
+            entry = {**old.entry(index, made), "populated": True}
+            self._change(conn, old, index.table, entry)
 
     def _remove(self, index: Index) -> None:
-        with self._defining() as conn:
-            if index.table in self._renew().entries:
-                self._change(conn, index.table, None)
-                self._repeat(lambda: self._define(conn, index.sql(DROP_TABLE)))
+        with self._defining() as (conn, old):
+            self._change(conn, old, index.table, None)
+            self._define(conn, index.sql(DROP_TABLE))
 
     def _renew(self) -> _Catalogue:
-        self._catalogue = self._repeat(self._read)
-        return self._catalogue
+        # Another thread may put an older one in its place.
+        catalogue = self._catalogue = self._repeat(self._read)
+        return catalogue
 
     def _read(self) -> _Catalogue:
         show = SHOW_COLUMNS.format(table="entities_catalogue")
@@ -937,9 +938,8 @@ class _Definitions(_Client):
         }
         return _Catalogue(epoch, entries, indexes, rows)
 
-    def _change(self, conn: Any, table: str, entry: dict[str, Any] | None) -> None:
+    def _change(self, conn: Any, old: _Catalogue, table: str, entry: Any) -> None:
         """Publishes the entry, None: it is gone. Waits for those who write by the old one."""
-        old = self._catalogue
         entries = {**old.entries, table: entry}
         if entry is None:
             del entries[table]
@@ -963,10 +963,11 @@ class _Definitions(_Client):
             parts.update(table=_quote(table), keys=keys, collation=collation)
             self._define(conn, CREATE_TABLE.format(**parts))
             return
-        found = {row[0]: (f"{row[1]} {row[4]}".lower(), row[2]) for row in rows}
+        found = {row[0]: (f"{row[1]} {row[4]} ".lower(), row[2]) for row in rows}
         for name, definition in columns.items():
             kind, compared = found.get(name, ("missing", None))
-            if not kind.startswith(re.findall(r"\S+(?: uni)?", definition.lower())[0]):
+            wanted = re.findall(r"\S+(?: uni)?", definition.lower())[0]
+            if not kind.startswith((f"{wanted} ", f"{wanted}(")):
                 raise Error(f"table {table} stands, but {name} is {kind}: rename the table")
             if compared not in (None, collation):
                 mend = f"{_quote(table)} CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}"
@@ -977,6 +978,8 @@ class _Definitions(_Client):
 
 
 class _Store(_Definitions):
+    """What the verbs share."""
+
     _allowed: Any
     _max_size: int
 
@@ -994,6 +997,10 @@ class _Store(_Definitions):
             check = CHECK_EPOCH_IN_QUERY.format(epoch=catalogue.epoch)
             return self._send((index.sql(sql, check=check, **parts), *args))[0]
 
+        with suppress(MySQLdb.ProgrammingError):
+            return self._repeat(attempt)
+        # A table that was removed is missed before the check is made.
+        self._renew()
         return self._repeat(attempt)
 
     def _entity(self, row: Sequence[Any], send: Any = None) -> Entity:
@@ -1031,7 +1038,7 @@ class _Store(_Definitions):
                     block.single = True
                     return attempt(self._catalogue)
             finally:
-                # A signal can break off its begin.
+                # A signal may leave the block set.
                 self._current.set(None)
 
         return self._repeat(begin)
@@ -1336,7 +1343,8 @@ class Datastore(_Store):
 
     def remove_index(self, index: Index) -> None:
         """Drops the index, if any."""
-        self._repeat(lambda: self._remove(index))
+        if index.table in self._renew().entries:
+            self._repeat(lambda: self._remove(index))
 
 
 # ---- schema, and the command line. Know Datastore and Index; nothing private of them.
@@ -1416,6 +1424,9 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
 
 
 def _answer(store: Datastore, whole: bool, verb: str, what: str, words: Any) -> Iterable[Any]:
+    if sys.stderr.isatty():
+        logging.StreamHandler.terminator = "\r"
+        logging.basicConfig(level="DEBUG", format="%(message)s")
     indexes = {index.table: index for index in store.indexes}
     if verb == "schema":
         return store.schema() if whole else [store.schema()]
@@ -1436,9 +1447,6 @@ def main() -> None:
     options = _options()
     as_json, whole = options.pop("json", False), options.pop("all", False)
     asked = [options.pop(name) for name in ("verb", "what", "match")]
-    if sys.stderr.isatty():
-        logging.StreamHandler.terminator = "\r"
-        logging.basicConfig(level="DEBUG", format="%(message)s")
     try:
         # Fails if there are none: a Datastore would make them.
         with closing(MySQLdb.connect(**options)) as conn:

@@ -447,6 +447,60 @@ def test_reader_with_an_old_catalogue_gets_the_answer_or_not_populated(
             BY_USER.get_all(old, user="bob")
 
 
+@pytest.mark.parametrize("ask", [BY_USER.count, BY_USER.get_all])
+def test_reader_of_an_index_that_another_program_has_removed_gets_not_populated(
+    ask: Callable[..., Any], connect: dict[str, Any]
+) -> None:
+    with slim.Datastore(**connect, indexes=[BY_USER]) as old, slim.Datastore(**connect) as new:
+        new.put({"id": "a", "user": "bob"})
+        assert ask(old, user="bob")
+        new.remove_index(BY_USER)
+        for _ in range(2):
+            with pytest.raises(slim.NotPopulated) as refused:
+                ask(old, user="bob")
+            assert refused.value.__context__ is None
+        new.add_index(BY_USER)
+        assert ask(old, user="bob")
+
+
+def test_index_is_removed_with_its_table_however_long_that_waits_for_a_transaction(
+    connect: dict[str, Any], sql: Sql
+) -> None:
+    with slim.Datastore(**connect, indexes=[BY_N]) as store, slim.Datastore(**connect) as other:
+        with futures.ThreadPoolExecutor() as pool, other.transaction():
+            other.put({"id": "a", "n": 1})
+            removed = pool.submit(store.remove_index, BY_N)
+            # Longer than a change of the indexes waits at a time.
+            time.sleep(slim.ALTER_SECONDS * 2)
+            assert not removed.done()
+        removed.result(timeout=60)
+        assert sql("SHOW TABLES LIKE 'index_n'") == []
+        assert other.indexes == []
+
+
+def test_index_that_another_program_made_of_other_properties_meanwhile_is_left_alone(
+    proxy_and_connect: Any, connect: dict[str, Any]
+) -> None:
+    proxy, through = proxy_and_connect
+    other = slim.Index("index_n", {"m": int})
+    with slim.Datastore(**through) as one, slim.Datastore(**connect) as two:
+        two.put({"id": "a", "n": 1, "m": 2})
+
+        def make_anew() -> None:
+            two.remove_index(BY_N)
+            two.add_index(other)
+
+        before = Before(b"FROM entities AS e LEFT JOIN", make_anew)
+        proxy.cut = before
+        with pytest.raises(slim.NotPopulated):
+            one.add_index(BY_N)
+        proxy.cut = None
+        assert before.done
+        assert list(map(repr, one.indexes)) == [repr(other)]
+        assert other.count(two, m=2) == 1
+    assert wrong(connect) == []
+
+
 def test_reader_finds_an_index_that_another_program_made_again_of_other_properties(
     connect: dict[str, Any],
 ) -> None:

@@ -480,13 +480,13 @@ def test_signal_between_a_query_and_its_answer_leaves_a_store_that_works(
     store.delete("a")
 
 
-def test_block_that_goes_on_after_a_signal_leaves_a_store_that_works(
+def test_block_that_goes_on_after_a_signal_fails_and_leaves_a_store_that_works(
     store: slim.Datastore, connect: dict[str, Any]
 ) -> None:
-    with locked_for_a_while(connect), store.transaction():
-        with pytest.raises(Late), interrupted(0.1):
-            store.get("a")
-    # It does not begin again by itself what it cannot begin.
+    with locked_for_a_while(connect), pytest.raises(slim.Error, match="failed"):
+        with store.transaction():
+            with pytest.raises(Late), interrupted(0.1):
+                store.get("a")
     with store.transaction():
         store.put(A)
     assert store.get("a") == A
@@ -543,6 +543,49 @@ def test_interrupt_at_any_point_of_a_put_costs_no_later_one(
     with queries(connect) as query:
         told = query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'")
     assert told == [(point,)]
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_interrupt_at_any_point_of_a_call_in_a_block_that_goes_on_commits_all_or_nothing(
+    earlier: bool, store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    written = ["first", "last"] if earlier else ["last"]
+    versions: dict[str, Any] = dict.fromkeys(written, [])
+    ended = False
+    with queries(connect) as query:
+        for point in itertools.count():
+            if ended:
+                break
+            events = itertools.count()
+
+            def interrupt(*_: Any, events: Any = events, point: int = point) -> None:
+                if next(events) == point:
+                    sys.setprofile(None)
+                    raise Late
+
+            raised = False
+            try:
+                with store.transaction():
+                    if earlier:
+                        store.put({"id": "first", "point": point})
+                    try:
+                        sys.setprofile(interrupt)
+                        store.put({"id": "middle", "point": point})
+                        sys.setprofile(None)
+                        ended = True
+                    except Late:
+                        pass
+                    store.put({"id": "last", "point": point})
+            except (slim.Error, MySQLdb.Error):
+                raised = True
+            for id in written:
+                found = query("SELECT added_id FROM entities WHERE id = %s", [id])
+                before = versions.get(id)
+                versions[id] = found
+                assert (found == before) == raised, (point, id)
+            store.put({"id": f"after {point}"})
+        assert point > 100 and not raised
+        assert query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'") == [(point,)]
 
 
 def test_interrupts_at_random_moments_bend_nothing(connect: dict[str, Any]) -> None:

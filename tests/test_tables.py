@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,17 @@ def test_table_of_another_program_is_refused_by_its_columns(
             store.add_index(slim.Index("index_n", {"n": int}))
         assert store.indexes == []
     assert sql("SHOW TABLES LIKE 'index_n'") == [("index_n",)]
+
+
+def test_table_of_a_type_that_begins_alike_is_refused(connect: dict[str, Any], sql: Sql) -> None:
+    with slim.Datastore(**connect) as store:
+        index = store.add_index(slim.Index("index_day", {"day": dt.datetime}))
+        sql("CREATE TABLE index_left LIKE index_day")
+        store.remove_index(index)
+        with pytest.raises(slim.Error, match="index_left.*day is datetime"):
+            store.add_index(slim.Index("index_left", {"day": dt.date}))
+        store.put({"id": "a", "day": dt.date(2009, 2, 27)})
+        store.add_index(slim.Index("index_day", {"day": dt.date}))
 
 
 def test_database_of_an_option_file_gets_an_index(connect: dict[str, Any], tmp_path: Path) -> None:
