@@ -427,8 +427,8 @@ class _Client:
     def transaction(self) -> Iterator[Any]:
         """What is done inside is committed together, or rolled back on any exception.
 
-        Inner ones join the outer. It is for one thread and task, and raises a deadlock (1213, 1205,
-        1020), which is yours to repeat, and Unknown.
+        Inner ones join the outer. It is for one thread and task, and raises Unknown, and a deadlock
+        (1213, 1205, 1020), which is yours to repeat.
         """
         outer = self._block
         if outer:
@@ -611,8 +611,8 @@ COLUMNS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         lambda v: v.is_finite() and v.as_tuple()[2] >= -30 and v.adjusted() < 35,
     ),
     "float": (float, "DOUBLE", math.isfinite),
-    "bool": (bool, "TINYINT(1)", math.isfinite),
     # All of these fit.
+    "bool": (bool, "TINYINT(1)", math.isfinite),
     "UUID": (uuid.UUID, "BINARY(16)", bool),
     "date": (dt.date, "DATE", bool),
     # UTC has not all of the first and the last year.
@@ -794,7 +794,7 @@ def _behind(columns: Iterable[str], values: Row, sign: str) -> tuple[str, list[A
 #   writer    START TRANSACTION; SELECT epoch_a …: error 1054. It reads row b, and begins again.
 #
 # The SELECT finds nothing, and holds a metadata lock, which the renaming waits for. The ids in its
-# WHERE choose the shards that are written to. The second of two changers gets 1054, too.
+# WHERE are those of the entities, and choose the shards that are written to.
 
 
 class _Catalogue(NamedTuple):
@@ -1030,7 +1030,7 @@ class _Store(_Definitions):
         def begin() -> T:
             block = self._block
             if block:
-                # A call around it commits later.
+                # An update() around it commits later.
                 block.single = False
                 return attempt(self._catalogue)
             try:
@@ -1104,7 +1104,7 @@ class _Store(_Definitions):
     def _populate(self, index: Index) -> int:
         if self._block:
             raise Error("no index can be populated in a transaction()")
-        made = self._renew().entry(index).get("made", "never")
+        made = self._renew().entry(index).get("made", "no such")
         changed = self._repair(index, made)
         self._repeat(lambda: self._publish(index, made))
         # On Galera another node can write a locked entity: what was right may be wrong when it is
@@ -1258,7 +1258,7 @@ class Datastore(_Store):
 
         def attempt(catalogue: _Catalogue) -> bool:
             row = self._lock_entity(catalogue, id, expect)
-            # Else its index rows may be of a put just committed.
+            # If none, index rows may be of a put just committed.
             if row:
                 self._write(catalogue, {}, [id])
             return bool(row)
