@@ -69,7 +69,7 @@ BATCH_BYTES = 2 << 20
 RETRY_SECONDS = 30
 ALTER_SECONDS = 2
 
-# To be rolled back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
+# Roll back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
 # Not done. 1290, 1836: read-only. 3032: offline. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 3032, 4031}
@@ -77,14 +77,12 @@ NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290,
 BROKEN = {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT, 1047, 1105, 1927, 3100}
 BROKEN |= {2007, 2012, 2014, 2026, 2027, 2055}
 
-# At DEBUG: how far scan and populate are.
 _log = logging.getLogger("slim")
 
 T = TypeVar("T")
+# Or a statement: SQL, then what is bound to its %s.
 Row = tuple[Any, ...]
 Rows = Sequence[Row]
-# Statements: SQL, then what is bound to its %s.
-Packet = Sequence[Row]
 
 
 class Error(Exception):
@@ -132,7 +130,7 @@ SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTI
   completion_type = 0, autocommit = 1
   /*!80000 , max_execution_time = 0, range_optimizer_max_mem_size = 0 */
   /*M!100307 , max_statement_time = 0, timestamp = DEFAULT,
-    in_predicate_conversion_threshold = 0 */;
+    in_predicate_conversion_threshold = 0, max_sort_length = 4096 */;
 SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
 /*M! BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1193 DO 0;
   EXECUTE IMMEDIATE 'SET SESSION wsrep_retry_autocommit = 0'; */
@@ -480,7 +478,7 @@ class _Client:
             # A stale epoch (of the catalogue) is found before the packet does anything.
             block.failed = not _is_stale(error)
             block.begun = True
-            if commit and block.written and _code(error) in BROKEN:
+            if commit and block.written and _code(error) in BROKEN | {1317}:
                 told = f"the connection was lost during COMMIT ({error.args[-1]})"
                 id = min(block.written) if len(block.written) == 1 else None
                 raise Unknown(f"{told}: read, then decide", id=id) from None
@@ -687,7 +685,9 @@ class Index:
         sign, direction = ("<", " DESC") if reverse else (">", "")
         counts = {name: len(_one_of(asked)) for name, asked in match.items()}
         # MariaDB 10.11 would sort by a column that has a single value.
-        order = [self._named[name] + direction for name in self._named if counts.get(name) != 1]
+        # A unique index has no key with entity_id.
+        named = self.types if self.unique else self._named
+        order = [self._named[name] + direction for name in named if counts.get(name) != 1]
         # Each page sends all of a long "one of".
         page = PAGE + sum(counts.values())
         size = page if limit is None else min(limit, page)
@@ -697,7 +697,7 @@ class Index:
             more_rows = size > 0
             while more_rows:
                 behind, further = _behind(self._named.values(), position, sign)
-                parts = {"where": f"{where} AND {behind}", "order": ", ".join(order)}
+                parts = {"where": f"{where} AND {behind}", "order": ", ".join(order) or "NULL"}
                 rows = datastore._ask(self, SELECT_MATCH, [*args, *further, size], **parts)
                 more_rows = len(rows) == size
                 for row in rows:
@@ -739,7 +739,7 @@ class Index:
         remedy = "put another value, or declare another type"
         raise error(f"index {self.table}: property {name} {told}: {remedy}")
 
-    def replace_rows(self, rows: Any, old: list[str]) -> Packet:
+    def replace_rows(self, rows: Any, old: list[str]) -> Rows:
         """Deletes the rows of the ids `old`, and inserts {id: row}."""
         delete = [(self.sql(DELETE_ROWS), old)] if old else []
         # In the key's order there are fewer deadlocks.
@@ -821,8 +821,6 @@ class _Catalogue(NamedTuple):
 
 
 class _Definitions(_Client):
-    """DDL and the catalogue."""
-
     _catalogue = _Catalogue("", {}, {}, {})
 
     def _repeat(self, attempt: Callable[[], T]) -> T:
@@ -978,8 +976,6 @@ class _Definitions(_Client):
 
 
 class _Store(_Definitions):
-    """What the verbs share."""
-
     _allowed: Any
     _max_size: int
 
@@ -1077,7 +1073,7 @@ class _Store(_Definitions):
             packet += index.replace_rows(rows[index], old)
         return self._send_write([*packet, *after], ids, rows)
 
-    def _send_write(self, packet: Packet, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
+    def _send_write(self, packet: Rows, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
         """Sends what writes, and COMMIT if the transaction is the call's own."""
         block: Any = self._block
         # No ids: a repair.
@@ -1104,7 +1100,7 @@ class _Store(_Definitions):
     def _populate(self, index: Index) -> int:
         if self._block:
             raise Error("no index can be populated in a transaction()")
-        made = self._renew().entry(index).get("made", "no such")
+        made = self._renew().entry(index).get("made", "none")
         changed = self._repair(index, made)
         self._repeat(lambda: self._publish(index, made))
         # On Galera another node can write a locked entity: what was right may be wrong when it is
@@ -1371,7 +1367,7 @@ class Schema(list[dict[str, Any]]):
         lines = [f"{len(self):,} types of dictionary"]
         for shape in self[:10]:
             lines.append("{entities:,} ({share:.1%}), such as {example!r}".format(**shape))
-            lines.append(f"  {shape['fields']}")
+            lines.append("  {fields}".format(**shape))
         return "\n".join([line[:79] for line in lines])
 
 
@@ -1424,7 +1420,7 @@ def _match(index: Index, words: Iterable[str]) -> dict[str, Any]:
 
 
 def _answer(store: Datastore, whole: bool, verb: str, what: str, words: Any) -> Iterable[Any]:
-    if sys.stderr.isatty():
+    if os.isatty(2):
         logging.StreamHandler.terminator = "\r"
         logging.basicConfig(level="DEBUG", format="%(message)s")
     indexes = {index.table: index for index in store.indexes}

@@ -367,11 +367,17 @@ def test_latest_twenty_read_twenty_index_rows_and_sort_nothing(
 ) -> None:
     by_user = store.add_index(slim.Index("index_user", "user"))
     by_time = store.add_index(slim.Index("index_time", {"user": str, "time": int}))
-    store.put_many({"user": f"u{n % 3}", "time": n % 500} for n in range(3_000))
-    sql("ANALYZE TABLE entities, index_user, index_time")
+    by_number = store.add_index(
+        slim.Index("index_number", {"kind": str, "number": int}, unique=True)
+    )
+    store.put_many(
+        {"user": f"u{n % 3}", "time": n % 500, "kind": "k", "number": n} for n in range(3_000)
+    )
+    sql("ANALYZE TABLE entities, index_user, index_time, index_number")
     last = list(
         by_time.find(store, {"user": "u1", "time": slice(None, None)}, reverse=True, limit=500)
     )[-1]
+    numbered = list(by_number.find(store, {"kind": "k"}, reverse=True, limit=500))[-1]
     sent: list[str] = []
     connections: list[Any] = []
 
@@ -400,9 +406,11 @@ def test_latest_twenty_read_twenty_index_rows_and_sort_nothing(
             (by_time, {"user": "u1", "time": slice(None, None)}, None),
             (by_time, {"user": "u1", "time": slice(10, 400)}, None),
             (by_time, {"user": "u1", "time": slice(None, None)}, last),
+            (by_number, {"kind": "k"}, None),
+            (by_number, {}, numbered),
         ):
             list(
-                index.find(watched, {"user": "nobody"})
+                index.find(watched, {"user" if "user" in index.types else "kind": "nobody"})
             )  # what it looks up once is known from here on
             before = handlers()
             sent.clear()
@@ -420,6 +428,29 @@ def test_latest_twenty_read_twenty_index_rows_and_sort_nothing(
             assert "filesort" not in plan(connections[0], select) and "temporary" not in plan(
                 connections[0], select
             )
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_values_that_begin_alike_for_two_thousand_bytes_are_found_in_their_order(
+    unique: bool, connect: dict[str, Any], database: str
+) -> None:
+    kinds = {"kind": "VARCHAR(9)", "text": "VARCHAR(600)", "last": int}
+    index = slim.Index("index_text", kinds, unique=unique)
+    hostile = {**connect, "init_command": "SET max_sort_length = 64"}
+    entities = [
+        {"id": f"e{n}", "kind": "k", "text": "😀" * 590 + f"{n * 7919 % 10007:05}", "last": 1}
+        for n in range(300)
+    ]
+    ordered = [each["id"] for each in sorted(entities, key=lambda each: str(each["text"]))]
+    with slim.Datastore(**hostile, indexes=[index]) as store:
+        store.put_many(entities)
+        for match in {}, {"kind": "k"}, {"last": 1}:
+            assert ids(index.find(store, match)) == ordered
+            assert ids(index.find(store, match, reverse=True)) == ordered[::-1]
+            found: list[Any] = []
+            while page := list(index.find(store, match, limit=70, after=(found or [None])[-1])):
+                found += page
+            assert ids(found) == ordered
 
 
 def test_pages_go_on_behind_rows_that_are_stale(store: slim.Datastore, sql: Sql) -> None:

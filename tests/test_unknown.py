@@ -6,12 +6,16 @@ Made again, it would bring its value back over what another program has stored m
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import MySQLdb
 import pytest
-from check import kill_sessions, queries, until, wrong
+from check import kill_sessions, queries, sessions, until, wrong
 from proxy import Packet, Proxy, is_goodbye
 from server import Named
 
@@ -174,6 +178,49 @@ def test_unknown_names_the_id_that_an_entity_was_given(
     )
     (stored,) = theirs
     assert stored == {"id": unknown.id, "n": 1}
+
+
+def test_put_whose_query_is_killed_is_not_stored_unless_it_says_unknown(
+    server: Named, connect: dict[str, Any]
+) -> None:
+    raised: dict[str, Exception] = {}
+    stop = threading.Event()
+
+    def kill() -> None:
+        dice = random.Random(1)
+        with queries(connect) as query:
+            mine = sessions(query)
+            while not stop.is_set():
+                for session in mine & sessions(query):
+                    with contextlib.suppress(MySQLdb.OperationalError):
+                        query(f"KILL QUERY {session}")
+                time.sleep(dice.uniform(0, 0.004))
+
+    # MySQL may answer nothing when it is killed between two statements.
+    patient = {**connect, "read_timeout": 2}
+    with queries(connect) as query, slim.Datastore(**patient, indexes=[INDEX]) as store:
+        end = time.monotonic() + 8
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            for n in itertools.count():
+                if time.monotonic() > end:
+                    break
+                try:
+                    store.put({"id": str(n), "n": n})
+                except (slim.Unknown, MySQLdb.OperationalError) as error:
+                    raised[str(n)] = error
+        finally:
+            stop.set()
+            killer.join()
+        stored = {id for (id,) in query("SELECT id FROM entities")}
+        assert raised
+        assert [
+            error
+            for id, error in raised.items()
+            if id in stored and not isinstance(error, slim.Unknown)
+        ] == []
+        assert stored | {*raised} == {str(number) for number in range(n)}
 
 
 def two_puts(store: slim.Datastore) -> None:
