@@ -478,6 +478,7 @@ class _Client:
             # A stale epoch (of the catalogue) is found before the packet does anything.
             block.failed = not _is_stale(error)
             block.begun = True
+            # 1317: killed, behind COMMIT too.
             if commit and block.written and _code(error) in BROKEN | {1317}:
                 told = f"the connection was lost during COMMIT ({error.args[-1]})"
                 id = min(block.written) if len(block.written) == 1 else None
@@ -684,8 +685,7 @@ class Index:
             start = *row, _check_id(after.get("id"))
         sign, direction = ("<", " DESC") if reverse else (">", "")
         counts = {name: len(_one_of(asked)) for name, asked in match.items()}
-        # MariaDB 10.11 would sort by a column that has a single value.
-        # A unique index has no key with entity_id.
+        # A server may sort by a column of a single value, or by entity_id in a unique index.
         named = self.types if self.unique else self._named
         order = [self._named[name] + direction for name in named if counts.get(name) != 1]
         # Each page sends all of a long "one of".
@@ -701,8 +701,7 @@ class Index:
                 rows = datastore._ask(self, SELECT_MATCH, [*args, *further, size], **parts)
                 more_rows = len(rows) == size
                 for row in rows:
-                    position = row[4:]
-                    entity = datastore._entity(row[:4])
+                    entity, position = datastore._entity(row[:4]), row[4:]
                     # On a sharded server the row may be older than the entity.
                     if self.row(entity) == position[:-1]:
                         yield entity
