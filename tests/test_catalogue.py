@@ -430,6 +430,19 @@ def test_block_whose_first_check_fails_is_still_usable(
     assert wrong(connect) == []
 
 
+def test_block_whose_first_check_fails_is_rolled_back_as_a_whole(connect: dict[str, Any]) -> None:
+    with slim.Datastore(**connect) as old, slim.Datastore(**connect) as new:
+        new.add_index(BY_N)
+        with pytest.raises(KeyError), old.transaction():
+            old.put({"id": "a", "n": 1})
+            old.put({"id": "b", "n": 2})
+            raise KeyError
+        assert list(new) == []
+        old.put({"id": "c", "n": 3})
+        assert BY_N.count(new) == len(new) == 1
+    assert wrong(connect) == []
+
+
 def test_reader_with_an_old_catalogue_gets_the_answer_or_not_populated(
     connect: dict[str, Any],
 ) -> None:
