@@ -460,8 +460,11 @@ class _Client:
         block = self._block
         if block:
             return self._send_in(block, *packet)
-        with self._connection() as conn:
+        conn = self._take()
+        try:
             return self._exchange(conn, *packet)
+        finally:
+            self._give_back(conn)
 
     def _send_in(self, block: _Block, *packet: Row, commit: bool = False) -> list[Rows]:
         if block.failed:
@@ -478,14 +481,13 @@ class _Client:
             # A stale epoch (of the catalogue) is found before the packet does anything.
             block.failed = not _is_stale(error)
             block.begun = True
-            # 1317: killed, behind COMMIT too.
-            if commit and block.written and _code(error) in BROKEN | {1317}:
+            if commit and block.written and _code(error) in BROKEN | {ER.QUERY_INTERRUPTED}:
                 told = f"the connection was lost during COMMIT ({error.args[-1]})"
                 id = min(block.written) if len(block.written) == 1 else None
                 raise Unknown(f"{told}: read, then decide", id=id) from None
             raise
         except BaseException as error:
-            # A signal. A ValueError is raised before anything is sent.
+            # A signal, or a ValueError before anything is sent.
             block.failed = not isinstance(error, ValueError)
             raise
 
@@ -541,7 +543,7 @@ class _Client:
     def _give_back(self, conn: Any) -> None:
         if conn.open:
             self._idle.append(conn)
-        # close() may have run meanwhile.
+        # close() may have run.
         if self._closed:
             self.close()
 
