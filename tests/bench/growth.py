@@ -207,7 +207,7 @@ def by_one_of(server: Named, entities: int) -> Iterator[list[str]]:
 
 # Of a function: its file, or what it is called if it is written in C.
 PARTS_OF_TIME = {
-    "server": ("'query' of '_mysql", "next_result", "store_result"),
+    "server": ("Connection.query", "next_result", "store_result"),
     "driver": ("_mysql", "MySQLdb", "<method 'fetch_row'"),
     "pickle, zlib": ("pickle", "zlib", "Compress", "Decompress", "'dump'", "'load'"),
     "slim.py": ("slim.py",),
