@@ -49,7 +49,7 @@ UNLIKE = {
         "it sets wait_timeout, which vtgate takes and leaves at that"
     ),
     "test_signal_between_a_query_and_its_answer_leaves_a_store_that_works": LOCK,
-    "test_block_that_goes_on_after_a_signal_leaves_a_store_that_works": LOCK,
+    "test_block_that_goes_on_after_a_signal_fails_and_leaves_a_store_that_works": LOCK,
     "test_change_waits_for_a_long_transaction_and_lets_others_write_meanwhile": (
         "a renaming waits for the tablets' time limit: vtgate does not pass lock_wait_timeout on"
     ),
