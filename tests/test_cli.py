@@ -404,10 +404,9 @@ def test_option_file_in_the_home_directory_is_read(
     assert "amy" in done.stdout
 
 
-def test_standard_error_may_be_closed(filled: slim.Datastore, options: Path, database: str) -> None:
-    program = [sys.executable, "-m", "slim", f"--defaults-file={options}", database, "get", "y"]
-    without = ["sh", "-c", 'exec "$@" 2>&-', "sh", *program]
-    done = subprocess.run(without, stdout=subprocess.PIPE, text=True, timeout=60)
+def test_standard_error_may_be_closed(filled: slim.Datastore, run: Slim) -> None:
+    closed = {"capture_output": False, "stdout": subprocess.PIPE}
+    done = run("get", "y", **closed, preexec_fn=lambda: os.close(2))
     assert (done.returncode, done.stdout) == (0, f"{ENTITIES[1]}\n")
 
 

@@ -457,6 +457,23 @@ def interrupted(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def interrupted_at(point: int) -> Iterator[None]:
+    """Raises Late at this event of Python's profiler, counted from 0."""
+    events = itertools.count()
+
+    def interrupt(*_: Any) -> None:
+        if next(events) == point:
+            sys.setprofile(None)
+            raise Late
+
+    sys.setprofile(interrupt)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@contextlib.contextmanager
 def locked_for_a_while(connect: dict[str, Any]) -> Iterator[None]:
     """The entities answer nobody for half a second."""
     with contextlib.closing(MySQLdb.connect(**connect)) as other:
@@ -523,17 +540,9 @@ def test_interrupt_at_any_point_of_a_put_costs_no_later_one(
 ) -> None:
     kept = None
     for point in itertools.count():
-        events = itertools.count()
-
-        def interrupt(*_: Any, events: Any = events, point: int = point) -> None:
-            if next(events) == point:
-                sys.setprofile(None)
-                raise Late
-
-        sys.setprofile(interrupt)
         try:
-            store.put(A)
-            sys.setprofile(None)
+            with interrupted_at(point):
+                store.put(A)
             break
         except Late as error:
             # As a handler has it: with all frames that it came through.
@@ -553,39 +562,28 @@ def test_interrupt_at_any_point_of_a_call_in_a_block_that_goes_on_commits_all_or
     versions: dict[str, Any] = dict.fromkeys(written, [])
     ended = False
     with queries(connect) as query:
-        for point in itertools.count():
-            if ended:
-                break
-            events = itertools.count()
-
-            def interrupt(*_: Any, events: Any = events, point: int = point) -> None:
-                if next(events) == point:
-                    sys.setprofile(None)
-                    raise Late
-
+        points = itertools.count()
+        while not ended:
+            point = next(points)
             raised = False
             try:
                 with store.transaction():
                     if earlier:
                         store.put({"id": "first", "point": point})
-                    try:
-                        sys.setprofile(interrupt)
-                        store.put({"id": "middle", "point": point})
-                        sys.setprofile(None)
+                    with contextlib.suppress(Late):
+                        with interrupted_at(point):
+                            store.put({"id": "middle", "point": point})
                         ended = True
-                    except Late:
-                        pass
                     store.put({"id": "last", "point": point})
             except (slim.Error, MySQLdb.Error):
                 raised = True
             for id in written:
                 found = query("SELECT added_id FROM entities WHERE id = %s", [id])
-                before = versions.get(id)
+                assert (found == versions[id]) == raised, (point, id)
                 versions[id] = found
-                assert (found == before) == raised, (point, id)
             store.put({"id": f"after {point}"})
         assert point > 100 and not raised
-        assert query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'") == [(point,)]
+        assert query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'") == [(point + 1,)]
 
 
 def test_interrupts_at_random_moments_bend_nothing(connect: dict[str, Any]) -> None:

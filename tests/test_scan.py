@@ -71,13 +71,14 @@ def test_scans_that_are_given_up_share_one_connection(
     assert connections() <= before + 1
 
 
-CHILD = """
-import json, resource, sys
+PEAK = """
+import json, os, resource, sys
 import slim
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10     # MiB
-
+"""
+SMALL = """
 with slim.Datastore(**json.loads(sys.argv[1])) as store:
     store.put_many({"n": n, "text": "x" * 200} for n in range(5_000))
     assert sum(1 for _ in store) == 5_000
@@ -89,17 +90,22 @@ with slim.Datastore(**json.loads(sys.argv[1])) as store:
 """
 
 
-def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(
-    connect: dict[str, Any],
-) -> None:
+def told_by_a_child(program: str, connect: dict[str, Any]) -> Any:
+    """What it prints, as JSON. It has peak()."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(connect)],
+        [sys.executable, "-c", PEAK + program, json.dumps(connect)],
         capture_output=True,
         text=True,
         timeout=250,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    total, before, put, scanned = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(
+    connect: dict[str, Any],
+) -> None:
+    total, before, put, scanned = told_by_a_child(SMALL, connect)
     assert total == sum(range(100_000))
     assert scanned - before <= 16, (
         before,
@@ -109,12 +115,6 @@ def test_a_hundred_thousand_entities_go_in_and_out_with_flat_memory(
 
 
 LARGE = """
-import json, os, resource, sys
-import slim
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10     # MiB
-
 by_kind = slim.Index("index_kind", "kind")
 with slim.Datastore(**json.loads(sys.argv[1])) as store:
     for n in range(60):
@@ -129,14 +129,7 @@ with slim.Datastore(**json.loads(sys.argv[1])) as store:
 
 
 def test_scan_and_populate_hold_a_few_large_bodies_at_once(connect: dict[str, Any]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LARGE, json.dumps(connect)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    total, right, grown = json.loads(done.stdout)
+    total, right, grown = told_by_a_child(LARGE, connect)
     assert (total, right) == (sum(range(61)), [61, 0, 60])
     # MiB; the entities have 120.
     assert grown <= 24

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import MySQLdb
-from contestants import FOUND, PROPERTIES, synthetic
+from contestants import FOUND, Slim, synthetic
 from proxy import Proxy, proxied
 from server import Named
 
@@ -216,18 +216,17 @@ PARTS_OF_TIME = {
 
 def profile(server: Named, entities: int) -> None:
     """The shares of Python's profiler, which makes calls of Python functions seem dearer than they are."""
-    indexes = [slim.Index(f"index_{key}", {key: cls}) for key, cls in PROPERTIES.items()]
-    with opened(server, *indexes) as store:
-        store.put_many(synthetic(2_000, new=True))
-        standing = list(store.scan())
+    with database(server) as connect, contextlib.closing(Slim("slim", slim, connect)) as who:
+        standing = list(synthetic(2_000))
+        who.put_many(standing)
         again = itertools.cycle(standing)
         calls: dict[str, Callable[[], Any]] = {
-            "put, new": lambda: store.put(next(synthetic(1, new=True))),
-            "put, again": lambda: store.put(next(again)),
-            "get": lambda: store.get(next(again)["id"]),
-            f"get_all, {FOUND}": lambda: indexes[0].get_all(store, user_id=next(again)["user_id"]),
-            "put_many": lambda: store.put_many(standing[:1_000]),
-            "scan": lambda: scan(store),
+            "put, new": lambda: who.put(next(synthetic(1, new=True))),
+            "put, again": lambda: who.put(next(again)),
+            "get": lambda: who.get(next(again)["id"]),
+            f"get_all, {FOUND}": lambda: who.get_all(next(again)["user_id"]),
+            "put_many": lambda: who.put_many(standing[:1_000]),
+            "scan": who.scan,
         }
         body = [
             [name, *shares(call, 10 if name in ("put_many", "scan") else 500)]
