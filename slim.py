@@ -215,9 +215,6 @@ class Entity(dict[Any, Any]):
     version: int
     updated: dt.datetime
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (), None, None, iter(self.items())
-
 
 def _new(cls: Any, *args: Any) -> Any:
     # As the opcode NEWOBJ does.
@@ -226,17 +223,6 @@ def _new(cls: Any, *args: Any) -> Any:
 
 class _Allowed(dict[str, Any]):
     """{"module.name": class} of what a body may name."""
-
-
-# fmt: off
-_VALUES = (
-    dt.date, dt.time, dt.datetime, dt.timedelta, dt.timezone, zoneinfo.ZoneInfo,
-    Decimal, fractions.Fraction, complex, range, slice, uuid.UUID, bytearray, set, frozenset, dict,
-    OrderedDict, Counter, deque,
-    ip.IPv4Address, ip.IPv4Network, ip.IPv4Interface,
-    ip.IPv6Address, ip.IPv6Network, ip.IPv6Interface,
-    pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath)
-# fmt: on
 
 
 def _by_name(classes: Iterable[Any]) -> dict[str, Any]:
@@ -248,14 +234,20 @@ def _by_name(classes: Iterable[Any]) -> dict[str, Any]:
     }
 
 
-_BUILT_IN = _Allowed(_by_name(_VALUES))
+# fmt: off
+_BUILT_IN = _by_name([
+    dt.date, dt.time, dt.datetime, dt.timedelta, dt.timezone, zoneinfo.ZoneInfo,
+    Decimal, fractions.Fraction, complex, range, slice, uuid.UUID, bytearray, set, frozenset, dict,
+    OrderedDict, Counter, deque,
+    ip.IPv4Address, ip.IPv4Network, ip.IPv4Interface,
+    ip.IPv6Address, ip.IPv6Network, ip.IPv6Interface,
+    pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath])
+# fmt: on
 
 
 def _allow(classes: Any) -> Any:
     if isinstance(classes, _Allowed) or classes == ANY:
         return classes
-    if not classes:
-        return _BUILT_IN
     moved = classes if isinstance(classes, Mapping) else {}
     return _Allowed({**_BUILT_IN, **_by_name(moved.values() or classes), **moved})
 
@@ -273,10 +265,11 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         functions = self.functions
-        is_new = f".{module}.{name}".endswith(".slim._new")
-        cls: Any = _new if is_new else self.allowed.get(f"{module}.{name}")
+        name = f"{module}.{name}"
+        is_new = f".{name}".endswith(".slim._new")
+        cls: Any = _new if is_new else self.allowed.get(name)
         if cls is None:
-            raise Untrusted(f"it names {module}.{name}, which is not in Datastore(classes=…)")
+            raise Untrusted(f"it names {name}, which is not in Datastore(classes=…)")
 
         def call(*args: Any) -> Any:
             # The first argument of _new is such a function.
@@ -294,7 +287,7 @@ class _Pickler(pickle.Pickler):
         dict.fromkeys(
             [uuid.UUID, ip.IPv6Address, zoneinfo.ZoneInfo], lambda v: (type(v), (str(v),))
         ),
-        {defaultdict: lambda v: (dict, (), None, None, iter(v.items()))},
+        dict.fromkeys([defaultdict, Entity], lambda v: (dict, (), None, None, iter(v.items()))),
         copyreg.dispatch_table,
     )
 
@@ -305,7 +298,7 @@ class _Pickler(pickle.Pickler):
             return type(value), (value.value,)
         if isinstance(value, (type, types.FunctionType)) or type(value) in self.dispatch_table:
             return NotImplemented
-        reduced = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        reduced = value.__reduce_ex__(5)
         if reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
             return _new, *reduced[1:]
         return reduced
@@ -317,12 +310,12 @@ def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZ
     Raises TypeError, ValueError, or Untrusted for what decode could not read, or would refuse.
     """
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, protocol=5)
+    pickler = _Pickler(buffer, 5)
     try:
         pickler.dump(dict(entity))
         data = buffer.getvalue()
         if not pickler.plain:
-            _load(data, _allow(classes))
+            _load(data, classes)
     except Untrusted:
         raise
     except Exception as error:
@@ -341,7 +334,7 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
         data = stream.decompress(body, max_size)
         if not stream.eof or stream.unused_data:
             raise ValueError(f"it is cut short, or over max_size={max_size}")
-        entity = _load(data, _allow(classes))
+        entity = _load(data, classes)
         if not isinstance(entity, dict):
             raise ValueError("it is no dictionary")
     except Untrusted:
@@ -352,13 +345,15 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
     return entity
 
 
-def _load(data: bytes, allowed: Any) -> Any:
-    if allowed == ANY:
+def _load(data: bytes, classes: Any) -> Any:
+    # A name needs STACK_GLOBAL, EXT1, EXT2, EXT4, or the two lines of GLOBAL or INST.
+    names = 0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data
+    if classes == ANY or not (names or (10 in data and data.count(10) > 1)):
         return pickle.loads(data)
     # The opcodes EXT are answered from this cache.
     copyreg.clear_extension_cache()
     unpickler = _Unpickler(io.BytesIO(data))
-    unpickler.allowed = allowed
+    unpickler.allowed = _allow(classes)
     unpickler.functions = {}
     value = unpickler.load()
     if unpickler.functions:

@@ -101,11 +101,15 @@ def test_entity_equals_a_plain_dict_and_is_written_as_one(store: slim.Datastore)
 @pytest.mark.parametrize(
     "again", [copy.copy, copy.deepcopy, lambda entity: pickle.loads(pickle.dumps(entity))]
 )
-def test_copy_of_an_entity_is_a_dictionary(
+def test_copy_of_an_entity_keeps_its_version(
     store: slim.Datastore, again: Callable[[Any], Any]
 ) -> None:
     store.put({"id": "x", "tags": ["a"]})
-    assert again(store.get("x")) == {"id": "x", "tags": ["a"]}
+    entity = store.get("x")
+    assert entity
+    copied = again(entity)
+    assert copied == {"id": "x", "tags": ["a"]} and copied is not entity
+    assert (copied.version, copied.updated) == (entity.version, entity.updated)
 
 
 def test_max_size_bounds_what_a_body_decompresses_to(

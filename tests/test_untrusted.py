@@ -13,6 +13,7 @@ import inspect
 import ipaddress
 import pathlib
 import pickle
+import pickletools
 import subprocess
 import sys
 import types
@@ -367,6 +368,46 @@ def test_refusal_names_what_was_named_and_never_advises_to_allow_it(module: str,
             slim.decode(body(pickled))
         assert f"{module}.{name}" in str(caught.value)
         assert "allow" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_function_is_refused_by_whichever_protocol_it_is_named(protocol: int) -> None:
+    for value in [run], {"a": run}, {"text": "a\nb\nc", "a": Point(1)}:
+        with pytest.raises(slim.Untrusted):
+            slim.decode(zlib.compress(pickle.dumps(value, protocol)))
+
+
+@pytest.mark.parametrize("opcode", [b"c", b"(i"])
+@pytest.mark.parametrize("named", [b"colorsys", b"colorsys\n", b"colorsys\nrgb_to_hls"])
+def test_name_that_is_cut_short_imports_nothing(opcode: bytes, named: bytes) -> None:
+    sys.modules.pop("colorsys", None)
+    for pickled in (
+        opcode + named,
+        b"\x80\x05" + opcode + named,
+        b"\x80\x05" + opcode + named + b".",
+    ):
+        with pytest.raises(slim.Corrupt):
+            slim.decode(zlib.compress(pickled))
+    assert "colorsys" not in sys.modules
+
+
+def test_pickle_has_no_opcode_that_slim_does_not_know() -> None:
+    # Before pickle reads a body, slim looks for the opcodes that name something.
+    naming = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+    assert {each.proto for each in pickletools.opcodes} == {*range(6)}
+    assert {each.code for each in pickletools.opcodes if each.name in naming} == {
+        *"ci\x93\x82\x83\x84"
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\n", "a\nb\nc", "\u0082", "\u0083\u0084", "\u0093", "–", 10, [10, 10], 0x93, 0x82, "x" * 10],
+)
+def test_plain_values_that_look_like_names_are_read(value: Any) -> None:
+    entity = {"id": "x", "value": value, "again": [value, (value, {"key": value})]}
+    for classes in (), [Point], slim.ANY:
+        assert slim.decode(slim.encode(entity, classes), classes) == entity
 
 
 def test_every_reader_says_which_entity_is_hostile(store: slim.Datastore, sql: Sql) -> None:
