@@ -9,8 +9,8 @@
     ['Hello']
     >>> entity = store.update(key, lambda entity: entity.update(likes=1))  # KeyError if none
     >>> key = store.put(entity, expect=entity.version)  # Conflict if it has changed
-    >>> len(store), store.delete(key)
-    (1, True)
+    >>> store.delete(key)
+    True
 
 Table `entities` holds added_id (the version), id, updated, body (a pickle, compressed by zlib), an
 index's table its properties and entity_id, `entities_catalogue` which indexes there are.
@@ -48,9 +48,9 @@ import zlib
 import zoneinfo
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from decimal import Decimal
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import MySQLdb
 from MySQLdb.constants import CR, ER, FIELD_TYPE
@@ -69,7 +69,7 @@ BATCH_BYTES = 2 << 20
 RETRY_SECONDS = 30
 ALTER_SECONDS = 2
 
-# Roll back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
+# Rolled back. 1020: snapshot isolation. 3024: a time limit. 3101: at COMMIT.
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
 # Not done. 1290, 1836: read-only. 3032: offline. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 3032, 4031}
@@ -80,7 +80,7 @@ BROKEN |= {2007, 2012, 2014, 2026, 2027, 2055}
 _log = logging.getLogger("slim")
 
 T = TypeVar("T")
-# Or a statement: SQL, then what is bound to its %s.
+# Of a result; or a statement: SQL, then what is bound to its %s.
 Row = tuple[Any, ...]
 Rows = Sequence[Row]
 
@@ -157,14 +157,14 @@ CREATE TABLE IF NOT EXISTS {table} ({columns}, {keys})
 ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}"""
 
 SELECT_ENTITIES = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
-LOCK_ENTITIES = SELECT_ENTITIES + " FOR UPDATE"
+LOCK_ENTITIES = SELECT_ENTITIES + " AND {check} IS NULL FOR UPDATE"
 SELECT_VERSION = "SELECT added_id, updated FROM entities WHERE id = %s"
 # Without large bodies.
 SELECT_PAGE = """\
 SELECT added_id, id, updated, IF(LENGTH(body) > 65536, NULL, body)
 FROM entities WHERE added_id > %s ORDER BY added_id LIMIT %s"""
 COUNT_ENTITIES = "SELECT COUNT(*) FROM entities"
-DELETE_ENTITIES = "DELETE FROM entities WHERE id IN %s"
+DELETE_ENTITIES = "DELETE FROM entities WHERE id IN %s AND {check} IS NULL"
 INSERT_ENTITIES = "INSERT INTO entities (id, body) VALUES "
 
 DELETE_ROWS = "DELETE FROM {table} WHERE entity_id IN %s"
@@ -174,13 +174,13 @@ SELECT_OWNERS = "SELECT entity_id FROM {table} WHERE ({names}) IN %s AND entity_
 SELECT_MATCH = """\
 SELECT e.added_id, e.id, e.updated, e.body, {selected}
 FROM {table} AS i STRAIGHT_JOIN entities AS e ON e.id = i.entity_id
-WHERE {where} AND {check} ORDER BY {order} LIMIT %s"""
-COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {where} AND {check}"
+WHERE {check} IS NULL AND {where} ORDER BY {order} LIMIT %s"""
+COUNT_MATCH = "SELECT COUNT(*) FROM {table} AS i WHERE {check} IS NULL AND {where}"
 LOCK_ENTITY_PAGE = """\
 SELECT e.added_id, e.id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM entities AS e LEFT JOIN {table} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
-# The cursor, then the id.
+# Twice: as the cursor, as the id.
 LOCK_ROW_PAGE = """\
 SELECT i.entity_id, i.entity_id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
@@ -190,10 +190,8 @@ SELECT_CATALOGUE = "SELECT id, content FROM entities_catalogue"
 INSERT_CATALOGUE = "INSERT INTO entities_catalogue (id, content) VALUES (%s, %s)"
 DELETE_CATALOGUE = "DELETE FROM entities_catalogue WHERE id IN %s"
 RENAME_EPOCH = "ALTER TABLE entities_catalogue RENAME COLUMN epoch_{old} TO epoch_{new}"
-# On MariaDB DO EXISTS (…), which has no answer.
-CHECK_EPOCH = "/*M! DO EXISTS */ (SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s)"
-# True, or error 1054.
-CHECK_EPOCH_IN_QUERY = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id = '{epoch}') IS NULL"
+# The {check} of other statements. NULL, or error 1054.
+CHECK = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s LIMIT 0)"
 
 
 def _quote(name: str) -> str:
@@ -367,9 +365,9 @@ def _load(data: bytes, classes: Any) -> Any:
 
 
 def _new_id() -> str:
-    # RFC 9562, version 7: milliseconds, the version, then as in version 4.
-    now = f"{time.time_ns() // 1_000_000:012x}"
-    return f"{now[:8]}-{now[8:]}-7{str(uuid.uuid4())[15:]}"
+    # RFC 9562, version 7: milliseconds; version and variant, each before random digits.
+    now, digits = f"{time.time_ns() // 10**6:012x}", os.urandom(9).hex()
+    return f"{now[:8]}-{now[8:]}-7{digits[:3]}-8{digits[3:6]}-{digits[6:]}"
 
 
 def _check_id(id: Any) -> str:
@@ -445,7 +443,7 @@ class _Client:
                 if self._block is not block or block.depth > 1 or block.failed:
                     raise Error("a call in this transaction() failed, or an inner one is open")
                 if block.begun:
-                    self._send_in(block, commit=True)
+                    self._send_in(block, ("COMMIT",))
             finally:
                 block.failed = True
                 block.depth -= 1
@@ -461,48 +459,45 @@ class _Client:
         finally:
             self._give_back(conn)
 
-    def _send_in(self, block: _Block, *packet: Row, commit: bool = False) -> list[Rows]:
+    def _send_in(self, block: _Block, *packet: Row) -> list[Rows]:
         if block.failed:
             raise Error("this transaction() has failed or ended")
-        if commit:
-            packet = *packet, ("COMMIT",)
-        if not block.begun:
-            packet = ("START TRANSACTION",), *packet
+        commit = packet[-1][0] == "COMMIT"
         try:
+            if not block.begun:
+                packet = ("START TRANSACTION",), *packet
+            elif not _is_quiet(block.conn):
+                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             rows = self._exchange(block.conn, *packet)
             block.begun = not commit
             return rows
-        except MySQLdb.Error as error:
-            # A stale epoch (of the catalogue) is found before the packet does anything.
-            block.failed = not _is_stale(error)
-            block.begun = True
+        except BaseException as error:
+            block.failed = True
+            # A ValueError comes before anything is sent, a stale epoch before anything is done.
+            stale = _is_stale(error)
+            block.begun |= stale
+            block.failed = not (stale or isinstance(error, ValueError))
             if commit and block.written and _code(error) in BROKEN | {ER.QUERY_INTERRUPTED}:
-                told = f"the connection was lost during COMMIT ({error.args[-1]})"
+                told = f"COMMIT was done, or not ({error.args[-1]})"
                 id = min(block.written) if len(block.written) == 1 else None
                 raise Unknown(f"{told}: read, then decide", id=id) from None
-            raise
-        except BaseException as error:
-            # A signal, or a ValueError before anything is sent.
-            block.failed = not isinstance(error, ValueError)
             raise
 
     def _exchange(self, conn: Any, *packet: Row) -> list[Rows]:
         """One round trip. Returns the rows of each SELECT."""
+        args = [_literal(conn, arg) for _, *args in packet for arg in args]
+        query = ";".join([sql for sql, *_ in packet]).encode() % tuple(args)
         if self._mariadb and len(packet) > 1:
             # Galera may abort it between two statements, and run the rest.
-            packet = ("BEGIN NOT ATOMIC DO 0",), *packet, ("END",)
-        bound = [sql.encode() % tuple(map(conn.literal, args)) for sql, *args in packet]
-        query = b";".join(bound)
+            query = b"BEGIN NOT ATOMIC %s;END" % query
         if len(query) >= self._max_packet > 0:
             raise ValueError(f"{len(query)} bytes are over max_allowed_packet={self._max_packet}")
         try:
-            if not _is_quiet(conn):
-                raise MySQLdb.OperationalError(CR.SERVER_GONE_ERROR, "the connection was closed")
             conn.query(query)
             return _fetch(conn)
         except BaseException as error:
-            # A signal leaves an unread answer.
-            if not isinstance(error, MySQLdb.Error) or _code(error) in NOT_DONE | BROKEN:
+            # None: a signal leaves an unread answer.
+            if _code(error) in NOT_DONE | BROKEN | {None}:
                 conn.close()
             raise
 
@@ -568,6 +563,15 @@ def _is_quiet(conn: Any) -> bool:
     return not poll.poll(0)
 
 
+def _literal(conn: Any, value: Any) -> Any:
+    # What conn.literal does, faster.
+    if type(value) is str:
+        return conn.string_literal(value.encode())
+    if isinstance(value, (list, tuple)):
+        return b"(%s)" % b",".join([_literal(conn, item) for item in value])
+    return conn.literal(value)
+
+
 def _fetch(conn: Any) -> list[Rows]:
     rows: list[Rows] = []
     more = 0
@@ -583,7 +587,7 @@ def _fetch(conn: Any) -> list[Rows]:
 
 
 def _code(error: Any) -> Any:
-    code = error.args[0] if error.args else None
+    code = error.args[0] if isinstance(error, MySQLdb.Error) and error.args else None
     # Group Replication calls some deadlocks 1180.
     deadlock = code == ER.ERROR_DURING_COMMIT and "error 149" in str(error)
     return ER.LOCK_DEADLOCK if deadlock else code
@@ -648,6 +652,7 @@ class Index:
         self._named = {name: f"i.{_quote(name)}" for name in [*declared, "entity_id"]}
         self._parts = {"table": _quote(table), "names": ", ".join(map(_quote, declared))}
         self._parts["selected"] = ", ".join(self._named.values())
+        self._delete, self._insert = self.sql(DELETE_ROWS), self.sql(INSERT_ROWS)
 
     def __repr__(self) -> str:
         return f"Index({self.table!r}, {self.types!r}, unique={self.unique})"
@@ -689,21 +694,21 @@ class Index:
         page = PAGE + sum(counts.values())
         size = page if limit is None else min(limit, page)
 
-        def pages() -> Iterator[Entity]:
-            position = start
-            more_rows = size > 0
-            while more_rows:
+        def pages(position: Row) -> Iterator[Entity]:
+            while True:
                 behind, further = _behind(self._named.values(), position, sign)
                 parts = {"where": f"{where} AND {behind}", "order": ", ".join(order) or "NULL"}
                 rows = datastore._ask(self, SELECT_MATCH, [*args, *further, size], **parts)
-                more_rows = len(rows) == size
                 for row in rows:
                     entity, position = datastore._entity(row[:4]), row[4:]
+                    plain = *map(entity.get, self.types), row[1]
                     # On a sharded server the row may be older than the entity.
-                    if self.row(entity) == position[:-1]:
+                    if position == plain or self.row(entity) == position[:-1]:
                         yield entity
+                if len(rows) < size:
+                    return
 
-        return itertools.islice(pages(), limit)
+        return itertools.islice(pages(start), limit)
 
     def count(self, datastore: Datastore, /, **match: Any) -> int:
         """How many entities match. Raises as get_all does."""
@@ -737,10 +742,10 @@ class Index:
 
     def replace_rows(self, rows: Any, old: list[str]) -> Rows:
         """Deletes the rows of the ids `old`, and inserts {id: row}."""
-        delete = [(self.sql(DELETE_ROWS), old)] if old else []
+        delete = [(self._delete, old)] if old else []
         # In the key's order there are fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items()])
-        return [*delete, _insert(self.sql(INSERT_ROWS), values)] if values else delete
+        return [*delete, _insert(self._insert, values)] if values else delete
 
     def sql(self, sql: str, **parts: str) -> str:
         return sql.format(**self._parts, **parts)
@@ -789,22 +794,20 @@ def _behind(columns: Iterable[str], values: Row, sign: str) -> tuple[str, list[A
 #   changer   INSERT row b; RENAME COLUMN epoch_a TO epoch_b (waits for that COMMIT)
 #   writer    START TRANSACTION; SELECT epoch_a …: error 1054. It reads row b, and begins again.
 #
-# The SELECT finds nothing, and holds a metadata lock, which the renaming waits for. The ids in its
-# WHERE are those of the entities, and choose the shards that are written to.
+# The SELECT, alone or in the first statement, reads nothing, and holds a metadata lock, which the
+# renaming waits for. Its ids are those of the entities, and choose the shards that are written to.
 
 
 class _Catalogue(NamedTuple):
     """The indexes as of one epoch. An attempt of a call works from one."""
 
     epoch: str
+    check: str
     # {table: {"types", "unique", "populated", "made"}}
     entries: dict[str, Any]
     indexes: dict[str, Index]
     # {id: content}
     rows: dict[str, str]
-
-    def check(self, ids: Sequence[str]) -> Row:
-        return CHECK_EPOCH.format(epoch=self.epoch), ids
 
     def entry(self, index: Index, made: str = "") -> dict[str, Any]:
         """What is said of it, {} if nothing; NotPopulated if it is not this `made`."""
@@ -817,7 +820,7 @@ class _Catalogue(NamedTuple):
 
 
 class _Definitions(_Client):
-    _catalogue = _Catalogue("", {}, {}, {})
+    _catalogue = _Catalogue("", "", {}, {}, {})
 
     def _repeat(self, attempt: Callable[[], T]) -> T:
         """attempt(), again while it did nothing and may succeed; in a block only if stale."""
@@ -866,7 +869,7 @@ class _Definitions(_Client):
     def _rename(self, conn: Any, old: str, new: str) -> None:
         self._define(conn, RENAME_EPOCH.format(old=old, new=new))
         if self._mariadb:
-            # Galera may replay behind it what was certified before. This waits for that.
+            # Galera may replay earlier writes behind it. This waits for them.
             self._define(conn, "ANALYZE TABLE entities")
 
     def _define(self, conn: Any, sql: str) -> None:
@@ -930,7 +933,7 @@ class _Definitions(_Client):
             table: Index(table, entry["types"], unique=entry["unique"])
             for table, entry in entries.items()
         }
-        return _Catalogue(epoch, entries, indexes, rows)
+        return _Catalogue(epoch, CHECK.format(epoch=epoch), entries, indexes, rows)
 
     def _change(self, conn: Any, old: _Catalogue, table: str, entry: Any) -> None:
         """Publishes the entry, None: it is gone. Waits for those who write by the old one."""
@@ -986,8 +989,7 @@ class _Store(_Definitions):
                 catalogue = self._renew()
                 if not catalogue.entry(index).get("populated"):
                     raise NotPopulated(f"{index} is missing or incomplete: add_index makes it")
-            check = CHECK_EPOCH_IN_QUERY.format(epoch=catalogue.epoch)
-            return self._send((index.sql(sql, check=check, **parts), *args))[0]
+            return self._send((index.sql(sql, check=catalogue.check, **parts), [""], *args))[0]
 
         with suppress(MySQLdb.ProgrammingError):
             return self._repeat(attempt)
@@ -1035,20 +1037,19 @@ class _Store(_Definitions):
 
         return self._repeat(begin)
 
-    def _checked(self, catalogue: _Catalogue, ids: Sequence[str], *statement: Any) -> Rows:
-        # The check first: it may have to wait, and must hold no row meanwhile.
-        return self._send(catalogue.check(ids), statement)[-1]
+    def _lock(self, catalogue: _Catalogue, ids: list[str]) -> Rows:
+        return self._send((LOCK_ENTITIES.format(check=catalogue.check), ids, ids))[0]
 
     def _select(self, ids: list[str]) -> Rows:
         if not self._block:
             return self._query(SELECT_ENTITIES, ids)
-        return self._transact(lambda catalogue: self._checked(catalogue, ids, LOCK_ENTITIES, ids))
+        return self._transact(lambda catalogue: self._lock(catalogue, ids))
 
     def _lock_entity(self, catalogue: _Catalogue, id: str, expect: int | None = None) -> Any:
         """Its row, None if there is none."""
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is a version, or 0 for none, not {expect!r}")
-        rows = self._checked(catalogue, [id], LOCK_ENTITIES, [id])
+        rows = self._lock(catalogue, [id])
         found = rows[0][0] if rows else 0
         if expect is not None and found != expect:
             told = f"entity {id!r} has version {found} (0: none), not {expect}; get it again"
@@ -1058,30 +1059,30 @@ class _Store(_Definitions):
     def _write(self, catalogue: _Catalogue, pairs: Any, old: list[str], *after: Row) -> list[Rows]:
         """Deletes the ids `old`, and stores {id: (entity, body)}."""
         ids = [*{*old, *pairs}]
-        packet = [catalogue.check(ids)]
-        if old:
-            packet.append((DELETE_ENTITIES, old))
+        delete = DELETE_ENTITIES.format(check=catalogue.check), old, ids
+        packet: list[Row] = [delete if old else (catalogue.check, ids)]
         if pairs:
             packet.append(_insert(INSERT_ENTITIES, [(id, pairs[id][1]) for id in pairs]))
         rows = {}
         for index in catalogue.indexes.values():
             rows[index] = {id: row for id in pairs if (row := index.row(pairs[id][0]))}
             packet += index.replace_rows(rows[index], old)
-        return self._send_write([*packet, *after], ids, rows)
+        return self._save([*packet, *after], ids, rows)
 
-    def _send_write(self, packet: Rows, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
+    def _save(self, packet: Rows, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
         """Sends what writes, and COMMIT if the transaction is the call's own."""
-        block: Any = self._block
-        # No ids: a repair.
+        block: Any = self._current.get()
         block.written.update(ids)
+        if block.single:
+            packet = [*packet, ("COMMIT",)]
         try:
-            return self._send_in(block, *packet, commit=block.single)
+            return self._send_in(block, *packet)
         except MySQLdb.IntegrityError as error:
             if _code(error) == ER.DUP_ENTRY:
                 self._explain(block, ids, rows)
             raise
 
-    def _explain(self, block: _Block, ids: list[str], rows: dict[Index, Any]) -> NoReturn:
+    def _explain(self, block: _Block, ids: list[str], rows: dict[Index, Any]) -> Any:
         """Raises what error 1062 means."""
         for index, mine in rows.items():
             if mine and index.unique:
@@ -1099,8 +1100,7 @@ class _Store(_Definitions):
         made = self._renew().entry(index).get("made", "none")
         changed = self._repair(index, made)
         self._repeat(lambda: self._publish(index, made))
-        # On Galera another node can write a locked entity: what was right may be wrong when it is
-        # committed. By now such writes are done.
+        # On Galera another node may have written a locked entity: its mended row is wrong.
         if changed:
             changed += self._repair(index, made)
         return changed
@@ -1112,9 +1112,8 @@ class _Store(_Definitions):
         # In a unique index, rows without an entity could have the values of one.
         for sql, cursor in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
             while cursor is not None:
-                select = index.sql(sql), cursor, PAGE
-                attempt = functools.partial(self._repair_page, index, made, select)
-                page, wrong = self._transact(attempt)
+                query = index.sql(sql), cursor, PAGE
+                page, wrong = self._transact(functools.partial(self._mend, index, made, query))
                 # What is put meanwhile has its row.
                 cursor = page[-1][0] if len(page) == PAGE else None
                 count += wrong
@@ -1122,11 +1121,9 @@ class _Store(_Definitions):
                 _log.debug("%d read", read)
         return count
 
-    def _repair_page(
-        self, index: Index, made: str, select: Row, catalogue: _Catalogue
-    ) -> tuple[Rows, int]:
+    def _mend(self, index: Index, made: str, query: Row, catalogue: _Catalogue) -> tuple[Rows, int]:
         catalogue.entry(index, made)
-        page = self._checked(catalogue, [""], *select)
+        page = self._send((catalogue.check, [""]), query)[-1]
         old = []
         rows = {}
         for _, id, updated, body, *values, entity_id in page:
@@ -1139,7 +1136,7 @@ class _Store(_Definitions):
                 if wanted:
                     rows[id] = wanted
         if old:
-            self._send_write(index.replace_rows(rows, old), [], {index: rows})
+            self._save(index.replace_rows(rows, old), [], {index: rows})
         return page, len(old)
 
 
@@ -1178,7 +1175,7 @@ class Datastore(_Store):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce__(self) -> Any:
         raise TypeError("a Datastore cannot be pickled: open one in each process")
 
     def put(self, entity: dict[Any, Any], *, expect: int | None = None) -> str:
@@ -1441,7 +1438,7 @@ def main() -> None:
     asked = [options.pop(name) for name in ("verb", "what", "match")]
     try:
         # Fails if there are none: a Datastore would make them.
-        with closing(MySQLdb.connect(**options)) as conn:
+        with MySQLdb.connect(**options) as conn:
             conn.query("SHOW COLUMNS FROM entities_catalogue")
         with Datastore(**options) as store:
             for thing in _answer(store, as_json or whole, *asked):

@@ -586,6 +586,26 @@ def test_interrupt_at_any_point_of_a_call_in_a_block_that_goes_on_commits_all_or
         assert query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'") == [(point + 1,)]
 
 
+def test_interrupt_at_any_point_of_a_refused_put_commits_no_half_of_it(
+    store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    store.add_index(slim.Index("index_name", "name", unique=True))
+    store.put({"id": "owner", "name": "bob"})
+    ended = False
+    for point in itertools.count():
+        with contextlib.suppress(slim.Error, MySQLdb.Error), store.transaction():
+            with contextlib.suppress(Late), interrupted_at(point):
+                try:
+                    store.put({"id": f"p{point}", "name": "bob", "n": point})
+                except slim.Duplicate:
+                    ended = True
+        assert [*store] == [{"id": "owner", "name": "bob"}], point
+        if ended:
+            break
+    assert point > 100
+    assert wrong(connect) == []
+
+
 def test_interrupts_at_random_moments_bend_nothing(connect: dict[str, Any]) -> None:
     dice = random.Random(1)
     with slim.Datastore(**connect, indexes=[BY_N]) as store:

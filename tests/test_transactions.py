@@ -722,6 +722,21 @@ def test_change_in_which_the_connection_is_lost_is_called_again(
     assert tries == [1, 1]
 
 
+@pytest.mark.parametrize("error", [MySQLdb.OperationalError(), MySQLdb.Error("odd"), KeyError(7)])
+def test_error_of_a_change_comes_out_of_update_as_it_is(
+    store: slim.Datastore, error: Exception
+) -> None:
+    def change(entity: slim.Entity) -> None:
+        entity["n"] = 2
+        raise error
+
+    store.put({"id": "a", "n": 1})
+    with pytest.raises(type(error)) as caught:
+        store.update("a", change)
+    assert caught.value is error
+    assert store.get("a") == {"id": "a", "n": 1}
+
+
 def test_two_first_updates_one_creates_and_the_other_changes_what_it_finds(
     store: slim.Datastore,
 ) -> None:

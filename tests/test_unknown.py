@@ -203,7 +203,8 @@ def test_put_whose_query_is_killed_is_not_stored_unless_it_says_unknown(
         killer = threading.Thread(target=kill)
         killer.start()
         try:
-            while time.monotonic() < end:
+            # On a busy machine no kill may hit a put for long.
+            while time.monotonic() < end or (not raised and time.monotonic() < end + 60):
                 ids.append(str(len(ids)))
                 try:
                     store.put({"id": ids[-1], "n": len(ids)})
