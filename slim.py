@@ -1,9 +1,9 @@
-"""slim: a schema-less, indexed datastore on MySQL, in one module, after FriendFeed's of 2009.
+"""slim: a schema-less, indexed datastore on MySQL, after FriendFeed's of 2009.
 
     >>> import slim
     >>> by_user = slim.Index("index_user_id", "user_id")
     >>> store = slim.Datastore("localhost", "me", "secret", "app", indexes=[by_user])
-    >>> key = store.put({"user_id": "bob", "title": "Hello"})  # one round trip, one transaction
+    >>> key = store.put({"user_id": "bob", "title": "Hello"})  # one round trip
     >>> entity = store.get(key)  # None if there is none
     >>> [found["title"] for found in by_user.get_all(store, user_id="bob")]
     ['Hello']
@@ -80,7 +80,7 @@ BROKEN |= {2007, 2012, 2014, 2026, 2027, 2055}
 _log = logging.getLogger("slim")
 
 T = TypeVar("T")
-# Of a result; or a statement: SQL, then what is bound to its %s.
+# Of a result; or a statement: SQL, then its values.
 Row = tuple[Any, ...]
 Rows = Sequence[Row]
 
@@ -180,7 +180,7 @@ LOCK_ENTITY_PAGE = """\
 SELECT e.added_id, e.id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM entities AS e LEFT JOIN {table} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
-# Twice: as the cursor, as the id.
+# First the cursor, then the id.
 LOCK_ROW_PAGE = """\
 SELECT i.entity_id, i.entity_id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
@@ -190,7 +190,7 @@ SELECT_CATALOGUE = "SELECT id, content FROM entities_catalogue"
 INSERT_CATALOGUE = "INSERT INTO entities_catalogue (id, content) VALUES (%s, %s)"
 DELETE_CATALOGUE = "DELETE FROM entities_catalogue WHERE id IN %s"
 RENAME_EPOCH = "ALTER TABLE entities_catalogue RENAME COLUMN epoch_{old} TO epoch_{new}"
-# The {check} of other statements. NULL, or error 1054.
+# {check}: NULL, or error 1054. See the catalogue.
 CHECK = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s LIMIT 0)"
 
 
@@ -270,7 +270,7 @@ class _Unpickler(pickle.Unpickler):
             raise Untrusted(f"it names {name}, which is not in Datastore(classes=…)")
 
         def call(*args: Any) -> Any:
-            # The first argument of _new is such a function.
+            # _new gets such a function in a class's place.
             return _new(functions[args[0]], *args[1:]) if is_new else cls(*args)
 
         functions[call] = cls
@@ -344,7 +344,7 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
 
 
 def _load(data: bytes, classes: Any) -> Any:
-    # A name needs STACK_GLOBAL, EXT1, EXT2, EXT4, or the two lines of GLOBAL or INST.
+    # To run needs a name: STACK_GLOBAL, EXT1, EXT2, EXT4, or two lines (GLOBAL, INST).
     names = 0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data
     if classes == ANY or not (names or (10 in data and data.count(10) > 1)):
         return pickle.loads(data)
@@ -385,7 +385,7 @@ CONVERSIONS[FIELD_TYPE.TIMESTAMP] = lambda text: dt.datetime.fromisoformat(text 
 CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
-# An open transaction. depth: with inner ones. single: of one call. begun: START was sent.
+# A transaction. depth: with inner ones. single: commits itself. begun: START was sent.
 # written: the ids. failed: or ended.
 _Block = types.SimpleNamespace
 
@@ -407,7 +407,7 @@ class _Client:
         if block is None or block.depth == 0:
             return None
         try:
-            # Raises elsewhere: a token is for one thread and task.
+            # Raises in any thread or task but that which set it.
             self._probe.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for one thread and task") from None
@@ -472,8 +472,8 @@ class _Client:
             block.begun = not commit
             return rows
         except BaseException as error:
+            # First: a signal may come. ValueError: nothing was sent. Stale: nothing was done.
             block.failed = True
-            # A ValueError comes before anything is sent, a stale epoch before anything is done.
             stale = _is_stale(error)
             block.begun |= stale
             block.failed = not (stale or isinstance(error, ValueError))
@@ -687,7 +687,7 @@ class Index:
             start = *row, _check_id(after.get("id"))
         sign, direction = ("<", " DESC") if reverse else (">", "")
         counts = {name: len(_one_of(asked)) for name, asked in match.items()}
-        # A server may sort by a column of a single value, or by entity_id in a unique index.
+        # Left out, else a server may sort: a column of one value; entity_id if unique.
         named = self.types if self.unique else self._named
         order = [self._named[name] + direction for name in named if counts.get(name) != 1]
         # Each page sends all of a long "one of".
@@ -702,7 +702,7 @@ class Index:
                 for row in rows:
                     entity, position = datastore._entity(row[:4]), row[4:]
                     plain = *map(entity.get, self.types), row[1]
-                    # On a sharded server the row may be older than the entity.
+                    # A shard's row may be older. Plainly equal is faster.
                     if position == plain or self.row(entity) == position[:-1]:
                         yield entity
                 if len(rows) < size:
@@ -741,7 +741,7 @@ class Index:
         raise error(f"index {self.table}: property {name} {told}: {remedy}")
 
     def replace_rows(self, rows: Any, old: list[str]) -> Rows:
-        """Deletes the rows of the ids `old`, and inserts {id: row}."""
+        """SQL to delete the rows of `old`, and insert {id: row}."""
         delete = [(self._delete, old)] if old else []
         # In the key's order there are fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items()])
@@ -859,7 +859,7 @@ class _Definitions(_Client):
         for id in rows:
             old = json.loads(rows[id]).get("old")
             try:
-                # A change may have stopped before its renaming, or on some shards.
+                # A change may have stopped before it renamed all shards. Else 1054.
                 if old in rows:
                     self._rename(conn, old, id)
             except MySQLdb.Error as error:
@@ -877,7 +877,7 @@ class _Definitions(_Client):
             self._exchange(conn, (sql,))
         except MySQLdb.Error as error:
             if _code(error) in ROLLED_BACK:
-                # Let those pass who wait.
+                # Let the writers pass.
                 time.sleep(ALTER_SECONDS)
             raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
 
@@ -894,7 +894,7 @@ class _Definitions(_Client):
             if old.entry(index):
                 return
             columns = {name: f"{_column(kind)[1]} NOT NULL" for name, kind in index.types.items()}
-            # _create compares it up to UNI, which SHOW says where entity_id is in no other key.
+            # _create compares up to UNI. SHOW says PRI if the primary key has entity_id, too.
             key = "UNIQUE NOT NULL" if index.unique else "NOT NULL UNIQUE"
             columns["entity_id"] = f"VARCHAR(36) {key}"
             key = index.sql("{names}" if index.unique else "{names}, entity_id")
@@ -923,7 +923,7 @@ class _Definitions(_Client):
         show = SHOW_COLUMNS.format(table="entities_catalogue")
         columns, found = self._send((show,), (SELECT_CATALOGUE,))
         epoch = columns[2][0].removeprefix("epoch_")
-        # The first epoch has no row. Any other has its own.
+        # All but the first have a row. 1213: read again.
         rows = {"first": '{"indexes": {}}', **dict(found)}
         if epoch not in rows:
             lost = f"entities_catalogue has lost row {epoch!r}"
@@ -991,9 +991,12 @@ class _Store(_Definitions):
                     raise NotPopulated(f"{index} is missing or incomplete: add_index makes it")
             return self._send((index.sql(sql, check=catalogue.check, **parts), [""], *args))[0]
 
-        with suppress(MySQLdb.ProgrammingError):
+        try:
             return self._repeat(attempt)
-        # A table that was removed is missed before the check is made.
+        except MySQLdb.Error as error:
+            # A table or column that is gone is missed before the check.
+            if self._block or _code(error) not in {1054, 1146}:
+                raise
         self._renew()
         return self._repeat(attempt)
 
@@ -1071,7 +1074,7 @@ class _Store(_Definitions):
 
     def _save(self, packet: Rows, ids: list[str], rows: dict[Index, Any]) -> list[Rows]:
         """Sends what writes, and COMMIT if the transaction is the call's own."""
-        block: Any = self._current.get()
+        block: Any = self._block
         block.written.update(ids)
         if block.single:
             packet = [*packet, ("COMMIT",)]
@@ -1086,9 +1089,9 @@ class _Store(_Definitions):
         """Raises what error 1062 means."""
         for index, mine in rows.items():
             if mine and index.unique:
-                first = {row: id for id, row in reversed(mine.items())}
-                twins = [(first[row],) for id, row in mine.items() if first[row] != id]
-                select = index.sql(SELECT_OWNERS), [*first], [*ids, *mine]
+                owner = {row: id for id, row in reversed(mine.items())}
+                twins = [(owner[row],) for id, row in mine.items() if owner[row] != id]
+                select = index.sql(SELECT_OWNERS), [*owner], [*ids, *mine]
                 for (id,) in twins or self._exchange(block.conn, select)[0]:
                     told = f"{index}: entity {id!r} already has these values"
                     raise Duplicate(told, index=index, id=id) from None
@@ -1114,7 +1117,7 @@ class _Store(_Definitions):
             while cursor is not None:
                 query = index.sql(sql), cursor, PAGE
                 page, wrong = self._transact(functools.partial(self._mend, index, made, query))
-                # What is put meanwhile has its row.
+                # A later put writes its own row.
                 cursor = page[-1][0] if len(page) == PAGE else None
                 count += wrong
                 read += len(page)
@@ -1247,7 +1250,7 @@ class Datastore(_Store):
 
         def attempt(catalogue: _Catalogue) -> bool:
             row = self._lock_entity(catalogue, id, expect)
-            # If none, index rows may be of a put just committed.
+            # Without it, rows may be those of a later put.
             if row:
                 self._write(catalogue, {}, [id])
             return bool(row)

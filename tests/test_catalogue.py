@@ -476,6 +476,33 @@ def test_reader_of_an_index_that_another_program_has_removed_gets_not_populated(
         assert ask(old, user="bob")
 
 
+def test_reader_of_an_index_that_another_program_made_anew_of_other_properties_is_told_so(
+    connect: dict[str, Any],
+) -> None:
+    old, new = slim.Index("index_x", "name"), slim.Index("index_x", {"n": int})
+    entity = {"id": "a", "name": "bob", "n": 1}
+    with slim.Datastore(**connect, indexes=[old]) as store, slim.Datastore(**connect) as other:
+        store.put(entity)
+        assert old.get_all(store, name="bob") == [entity]
+        other.remove_index(old)
+        other.add_index(new)
+        for read in old.get_all, old.count:
+            with pytest.raises(ValueError, match="has this name: remove it first"):
+                read(store, name="bob")
+        assert new.get_all(store, n=1) == [entity]
+
+
+def test_first_query_of_a_block_names_the_table_that_another_program_has_dropped(
+    connect: dict[str, Any],
+) -> None:
+    with slim.Datastore(**connect, indexes=[BY_N]) as store, slim.Datastore(**connect) as other:
+        other.remove_index(BY_N)
+        with pytest.raises(MySQLdb.ProgrammingError, match="index_n"), store.transaction():
+            BY_N.get_all(store, n=1)
+        with pytest.raises(slim.NotPopulated):
+            BY_N.get_all(store, n=1)
+
+
 def test_index_is_removed_with_its_table_however_long_that_waits_for_a_transaction(
     connect: dict[str, Any], sql: Sql
 ) -> None:
