@@ -215,7 +215,7 @@ class Entity(dict[Any, Any]):
 
 
 def _new(cls: Any, *args: Any) -> Any:
-    # As the opcode NEWOBJ does.
+    # As NEWOBJ does.
     return cls.__new__(cls, *args)
 
 
@@ -319,7 +319,7 @@ def encode(entity: Mapping[Any, Any], classes: Any = (), max_size: int = MAX_SIZ
     except Exception as error:
         raise TypeError(f"{reprlib.repr(entity)} cannot be pickled: {error}") from error
     body = zlib.compress(data, 1)
-    # A MEDIUMBLOB holds 16 MiB.
+    # MEDIUMBLOB: 16 MiB.
     if len(data) > max_size or len(body) >= 1 << 24:
         raise ValueError(f"{reprlib.repr(entity)} is over max_size={max_size} or 16 MiB compressed")
     return body
@@ -360,7 +360,7 @@ def _load(data: bytes, classes: Any) -> Any:
         # Its memo holds them, too.
         del unpickler
         if kept:
-            raise pickle.UnpicklingError("it holds a class or a function as a value")
+            raise ValueError("it holds a class or a function as a value")
     return value
 
 
@@ -478,9 +478,9 @@ class _Client:
             block.begun |= stale
             block.failed = not (stale or isinstance(error, ValueError))
             if commit and block.written and _code(error) in BROKEN | {ER.QUERY_INTERRUPTED}:
-                told = f"COMMIT was done, or not ({error.args[-1]})"
+                told = f"COMMIT was done, or not ({error.args[-1]}): read, then decide"
                 id = min(block.written) if len(block.written) == 1 else None
-                raise Unknown(f"{told}: read, then decide", id=id) from None
+                raise Unknown(told, id=id) from None
             raise
 
     def _exchange(self, conn: Any, *packet: Row) -> list[Rows]:
@@ -1063,7 +1063,8 @@ class _Store(_Definitions):
         """Deletes the ids `old`, and stores {id: (entity, body)}."""
         ids = [*{*old, *pairs}]
         delete = DELETE_ENTITIES.format(check=catalogue.check), old, ids
-        packet: list[Row] = [delete if old else (catalogue.check, ids)]
+        # DO EXISTS has no answer.
+        packet: list[Row] = [delete if old else (f"/*M! DO EXISTS */ {catalogue.check}", ids)]
         if pairs:
             packet.append(_insert(INSERT_ENTITIES, [(id, pairs[id][1]) for id in pairs]))
         rows = {}
@@ -1175,7 +1176,7 @@ class Datastore(_Store):
     def __enter__(self) -> Datastore:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def __reduce__(self) -> Any:
@@ -1440,14 +1441,14 @@ def main() -> None:
     as_json, whole = options.pop("json", False), options.pop("all", False)
     asked = [options.pop(name) for name in ("verb", "what", "match")]
     try:
-        # Fails if there are none: a Datastore would make them.
+        # A Datastore would make the tables.
         with MySQLdb.connect(**options) as conn:
             conn.query("SHOW COLUMNS FROM entities_catalogue")
         with Datastore(**options) as store:
             for thing in _answer(store, as_json or whole, *asked):
                 print(_json(thing) if as_json else thing, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
-        # The reader closed the pipe.
+        # Or the reader closed the pipe.
         os._exit(1)
     except Exception as error:
         text = str(error.args[-1] if isinstance(error, MySQLdb.Error) else error)
