@@ -135,7 +135,7 @@ SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
 /*M! BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1193 DO 0;
   EXECUTE IMMEDIATE 'SET SESSION wsrep_retry_autocommit = 0'; */
 SELECT @@max_allowed_packet, VERSION() LIKE '%%MariaDB%%' /*M! ; END */"""
-# The lock ends with the connection. vtgate refuses it with a limit.
+# The lock ends with the connection. vtgate: no sql_select_limit.
 LOCK_DEFINITIONS = f"""\
 SET SESSION lock_wait_timeout = {ALTER_SECONDS}, sql_select_limit = DEFAULT;
 SELECT GET_LOCK(LEFT(CONCAT('slim ', DATABASE()), 64), {RETRY_SECONDS});
@@ -385,13 +385,13 @@ CONVERSIONS[FIELD_TYPE.TIMESTAMP] = lambda text: dt.datetime.fromisoformat(text 
 CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
-# A transaction. depth: with inner ones. single: commits itself. begun: START was sent.
+# A transaction. depth: of nesting. single: one call's own. begun: START was sent.
 # written: the ids. failed: or ended.
 _Block = types.SimpleNamespace
 
 
 class _Client:
-    """Connections to a database. `_exchange` alone sends, `_send_in` begins and commits."""
+    """Connections. `_exchange` alone sends, `_send_in` begins and commits blocks."""
 
     def __init__(self, connect: dict[str, Any]) -> None:
         self._connect = connect
@@ -472,7 +472,7 @@ class _Client:
             block.begun = not commit
             return rows
         except BaseException as error:
-            # First: a signal may come. ValueError: nothing was sent. Stale: nothing was done.
+            # First: a signal may come. ValueError: not sent. Stale: only START was done.
             block.failed = True
             stale = _is_stale(error)
             block.begun |= stale
@@ -718,7 +718,7 @@ class Index:
     def populate(self, datastore: Datastore) -> int:
         """Makes the rows agree with the entities; others may write. Returns how many did not.
 
-        Raises TypeError, ValueError, Duplicate, NotPopulated.
+        Raises TypeError, ValueError, Duplicate, Corrupt, NotPopulated.
         """
         return datastore._populate(self)
 
@@ -823,7 +823,7 @@ class _Definitions(_Client):
     _catalogue = _Catalogue("", "", {}, {}, {})
 
     def _repeat(self, attempt: Callable[[], T]) -> T:
-        """attempt(), again while it did nothing and may succeed; in a block only if stale."""
+        """attempt(), again while none of it is committed; in a block only if stale."""
         end = time.monotonic() + RETRY_SECONDS
         pause = 0.001
         while True:
@@ -859,7 +859,7 @@ class _Definitions(_Client):
         for id in rows:
             old = json.loads(rows[id]).get("old")
             try:
-                # A change may have stopped before it renamed all shards. Else 1054.
+                # A change may have stopped amid this. If not, 1054 is passed over.
                 if old in rows:
                     self._rename(conn, old, id)
             except MySQLdb.Error as error:
@@ -994,7 +994,7 @@ class _Store(_Definitions):
         try:
             return self._repeat(attempt)
         except MySQLdb.Error as error:
-            # A table or column that is gone is missed before the check.
+            # A table or column that is gone is an error before the check.
             if self._block or _code(error) not in {1054, 1146}:
                 raise
         self._renew()
@@ -1027,7 +1027,7 @@ class _Store(_Definitions):
         def begin() -> T:
             block = self._block
             if block:
-                # An update() around it commits later.
+                # If update() called it, that commits.
                 block.single = False
                 return attempt(self._catalogue)
             try:
@@ -1063,7 +1063,7 @@ class _Store(_Definitions):
         """Deletes the ids `old`, and stores {id: (entity, body)}."""
         ids = [*{*old, *pairs}]
         delete = DELETE_ENTITIES.format(check=catalogue.check), old, ids
-        # DO EXISTS has no answer.
+        # On MariaDB: no answer.
         packet: list[Row] = [delete if old else (f"/*M! DO EXISTS */ {catalogue.check}", ids)]
         if pairs:
             packet.append(_insert(INSERT_ENTITIES, [(id, pairs[id][1]) for id in pairs]))
@@ -1186,7 +1186,7 @@ class Datastore(_Store):
         """Stores the dictionary under its "id", or a new one, set in it. Returns the id.
 
         expect: the version to be replaced (0: none), else Conflict. Raises TypeError, ValueError,
-        Duplicate, Unknown.
+        Duplicate, Untrusted, Unknown.
         """
         id, whole, body = self._prepare(entity)
 
@@ -1251,7 +1251,7 @@ class Datastore(_Store):
 
         def attempt(catalogue: _Catalogue) -> bool:
             row = self._lock_entity(catalogue, id, expect)
-            # Without it, rows may be those of a later put.
+            # If none, any rows are those of a later put.
             if row:
                 self._write(catalogue, {}, [id])
             return bool(row)
