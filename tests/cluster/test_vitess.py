@@ -351,7 +351,7 @@ def test_batch_on_both_shards_is_committed_as_the_session_says(
     before = prepared()
     with slim.Datastore(**sharded, init_command=f"SET transaction_mode = '{mode}'") as store:
         if prepares is None:
-            with pytest.raises((MySQLdb.Error, slim.Unknown), match="multi-db transaction"):
+            with pytest.raises(slim.Unknown, match="multi-db transaction"):
                 store.put_many({"id": id} for id in ids)
             assert len(store) == 0
             return
@@ -396,7 +396,7 @@ def plans(sharded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[
         # The catalogue's check alone is in brackets, behind a comment.
         text = b";".join(sent).replace(b"/*M! DO EXISTS */ ", b"")
         statements = re.split(rb";(?=\(?[A-Z]{5,6}\b)", text)
-        return [routes(each) for each in statements if re.match(b".?SELECT|INSERT|DELETE", each)]
+        return [routes(each) for each in statements if re.match(rb"\(?SELECT|INSERT|DELETE", each)]
 
     def routes(statement: bytes) -> str:
         with contextlib.closing(MySQLdb.connections.Connection(**sharded)) as connection:
