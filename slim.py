@@ -1062,9 +1062,10 @@ class _Store(_Definitions):
     def _write(self, catalogue: _Catalogue, pairs: Any, old: list[str], *after: Row) -> list[Rows]:
         """Deletes the ids `old`, and stores {id: (entity, body)}."""
         ids = [*{*old, *pairs}]
-        delete = DELETE_ENTITIES.format(check=catalogue.check), old, ids
         # On MariaDB: no answer.
-        packet: list[Row] = [delete if old else (f"/*M! DO EXISTS */ {catalogue.check}", ids)]
+        packet: list[Row] = [(f"/*M! DO EXISTS */ {catalogue.check}", ids)]
+        if old:
+            packet = [(DELETE_ENTITIES.format(check=catalogue.check), old, ids)]
         if pairs:
             packet.append(_insert(INSERT_ENTITIES, [(id, pairs[id][1]) for id in pairs]))
         rows = {}
