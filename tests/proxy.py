@@ -190,6 +190,8 @@ class _Connection:
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server, self.request = proxy, client, server, 0
+        # Set before the last bytes pass: nothing may follow them, in either direction.
+        self.cut = False
         self.closing = threading.Lock()
         self.ends: tuple[socket.socket, ...] = (client, server)
         for source, target in (client, server), (server, client):
@@ -226,7 +228,7 @@ class _Connection:
                 keep = self._ask(packet, target is self.server, offset + len(passed))
                 passed += packet[:keep]
                 if keep is not None:
-                    going = False
+                    self.cut, going = True, False
                     break
             offset += len(passed)
             try:
@@ -245,11 +247,10 @@ class _Connection:
             with self.proxy.lock:
                 self.proxy.requests += 1
                 self.request = self.proxy.requests
-        return (
-            self.proxy.cut(Packet(from_client, self.request, offset, data))
-            if self.proxy.cut
-            else None
-        )
+        if self.cut:
+            return 0
+        cut = self.proxy.cut
+        return cut(Packet(from_client, self.request, offset, data)) if cut else None
 
 
 def _packets(buffer: bytearray) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from proxy import Proxy, after_bytes, at_reply, at_request
+from proxy import Proxy, _Connection, after_bytes, at_reply, at_request
 from server import TITLES, Named, Server, kinds, untested, why_not
 
 
@@ -99,6 +99,20 @@ def test_proxy_cuts_connection_where_told(
     while server.query(count) != [(1,)] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.query(count) == [(int(done),)]
+
+
+def test_proxy_that_is_slow_to_close_passes_no_reply_to_what_it_cut(
+    proxy: Proxy, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close_late(self: Any) -> None:
+        time.sleep(0.1)
+        close(self)
+
+    close = _Connection.close
+    monkeypatch.setattr(_Connection, "close", close_late)
+    proxy.cut = at_request(1, 1)
+    with pytest.raises(MySQLdb.OperationalError):
+        connection.query("DO 1")
 
 
 @pytest.mark.parametrize("name", TITLES)
