@@ -153,8 +153,11 @@ CATALOGUE = {"id": ENTITIES["id"], "content": "MEDIUMTEXT NOT NULL"}
 SHOW_COLUMNS = "SHOW FULL COLUMNS FROM {table}"
 DROP_TABLE = "DROP TABLE IF EXISTS {table}"
 CREATE_TABLE = """\
-CREATE TABLE IF NOT EXISTS {table} ({columns}, {keys})
+CREATE TABLE IF NOT EXISTS {table} ({columns}, {rest})
 ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}"""
+
+# {check}: NULL, or error 1054 if the indexes have changed. See the catalogue.
+CHECK = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s LIMIT 0)"
 
 SELECT_ENTITIES = "SELECT added_id, id, updated, body FROM entities WHERE id IN %s"
 LOCK_ENTITIES = SELECT_ENTITIES + " AND {check} IS NULL FOR UPDATE"
@@ -190,8 +193,6 @@ SELECT_CATALOGUE = "SELECT id, content FROM entities_catalogue"
 INSERT_CATALOGUE = "INSERT INTO entities_catalogue (id, content) VALUES (%s, %s)"
 DELETE_CATALOGUE = "DELETE FROM entities_catalogue WHERE id IN %s"
 RENAME_EPOCH = "ALTER TABLE entities_catalogue RENAME COLUMN epoch_{old} TO epoch_{new}"
-# {check}: NULL, or error 1054. See the catalogue.
-CHECK = "(SELECT epoch_{epoch} FROM entities_catalogue WHERE id IN %s LIMIT 0)"
 
 
 def _quote(name: str) -> str:
@@ -346,7 +347,7 @@ def decode(body: bytes, classes: Any = (), max_size: int = MAX_SIZE) -> dict[Any
 def _load(data: bytes, classes: Any) -> Any:
     # To run needs a name: STACK_GLOBAL, EXT1, EXT2, EXT4, or two lines (GLOBAL, INST).
     names = 0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data
-    if classes == ANY or not (names or (10 in data and data.count(10) > 1)):
+    if classes == ANY or not (names or data.count(10) > 1):
         return pickle.loads(data)
     # The opcodes EXT are answered from this cache.
     copyreg.clear_extension_cache()
@@ -385,8 +386,8 @@ CONVERSIONS[FIELD_TYPE.TIMESTAMP] = lambda text: dt.datetime.fromisoformat(text 
 CONNECT = {"charset": "utf8mb4", "binary_prefix": True, "autocommit": True, "conv": CONVERSIONS}
 
 
-# A transaction. depth: of nesting. single: one call's own. begun: START was sent.
-# written: the ids. failed: or ended.
+# A transaction. depth: of nesting. single: one call's own, whose last packet commits.
+# begun: START was sent. written: the ids. failed: or ended.
 _Block = types.SimpleNamespace
 
 
@@ -472,7 +473,7 @@ class _Client:
             block.begun = not commit
             return rows
         except BaseException as error:
-            # First: a signal may come. ValueError: not sent. Stale: only START was done.
+            # First: a signal may come. ValueError: not sent. Stale: START was done, no more.
             block.failed = True
             stale = _is_stale(error)
             block.begun |= stale
@@ -611,10 +612,9 @@ COLUMNS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         lambda v: v.is_finite() and v.as_tuple()[2] >= -30 and v.adjusted() < 35,
     ),
     "float": (float, "DOUBLE", math.isfinite),
-    # All of these fit.
-    "bool": (bool, "TINYINT(1)", math.isfinite),
-    "UUID": (uuid.UUID, "BINARY(16)", bool),
-    "date": (dt.date, "DATE", bool),
+    "bool": (bool, "TINYINT(1)", lambda v: True),
+    "UUID": (uuid.UUID, "BINARY(16)", lambda v: True),
+    "date": (dt.date, "DATE", lambda v: True),
     # UTC has not all of the first and the last year.
     "datetime": (dt.datetime, "DATETIME(6)", lambda v: not v.tzinfo or 1 < v.year < 9999),
 }
@@ -736,9 +736,8 @@ class Index:
                 return value.astimezone(dt.timezone.utc).replace(tzinfo=None)
             return value.bytes if cls is uuid.UUID else value
         error = ValueError if type(value) is cls else TypeError
-        told = f"is declared {self.types[name]}, and cannot hold {reprlib.repr(value)}"
-        remedy = "put another value, or declare another type"
-        raise error(f"index {self.table}: property {name} {told}: {remedy}")
+        told = f"is declared {self.types[name]}, and cannot hold {reprlib.repr(value)}: put another"
+        raise error(f"index {self.table}: property {name} {told} value, or declare another type")
 
     def replace_rows(self, rows: Any, old: list[str]) -> Rows:
         """SQL to delete the rows of `old`, and insert {id: row}."""
@@ -820,7 +819,7 @@ class _Catalogue(NamedTuple):
 
 
 class _Definitions(_Client):
-    _catalogue = _Catalogue("", "", {}, {}, {})
+    _catalogue: _Catalogue
 
     def _repeat(self, attempt: Callable[[], T]) -> T:
         """attempt(), again while none of it is committed; in a block only if stale."""
@@ -859,11 +858,11 @@ class _Definitions(_Client):
         for id in rows:
             old = json.loads(rows[id]).get("old")
             try:
-                # A change may have stopped amid this. If not, 1054 is passed over.
+                # Its program may have died before this. 1054: no. 1142: not allowed here.
                 if old in rows:
                     self._rename(conn, old, id)
             except MySQLdb.Error as error:
-                if _code(error) in ROLLED_BACK:
+                if _code(error) not in {1054, 1142}:
                     raise
 
     def _rename(self, conn: Any, old: str, new: str) -> None:
@@ -877,16 +876,16 @@ class _Definitions(_Client):
             self._exchange(conn, (sql,))
         except MySQLdb.Error as error:
             if _code(error) in ROLLED_BACK:
-                # Let the writers pass.
+                # Let writers pass.
                 time.sleep(ALTER_SECONDS)
             raise type(error)(_code(error), f"{error.args[-1]}: {sql}") from None
 
     def _open(self) -> None:
         with self._connection() as conn:
-            keys = "PRIMARY KEY (added_id), UNIQUE KEY (id), KEY (updated)"
-            self._create(conn, "entities", ENTITIES, keys)
-            keys = "epoch_first TINYINT, PRIMARY KEY (id)"
-            self._create(conn, "entities_catalogue", CATALOGUE, keys)
+            rest = "PRIMARY KEY (added_id), UNIQUE KEY (id), KEY (updated)"
+            self._create(conn, "entities", ENTITIES, rest)
+            rest = "epoch_first TINYINT, PRIMARY KEY (id)"
+            self._create(conn, "entities_catalogue", CATALOGUE, rest)
         self._renew()
 
     def _add(self, index: Index) -> None:
@@ -949,17 +948,16 @@ class _Definitions(_Client):
         self._send((DELETE_CATALOGUE, [*old.rows]))
         self._renew()
 
-    def _create(self, conn: Any, table: str, columns: Mapping[str, str], keys: str) -> None:
+    def _create(self, conn: Any, table: str, columns: Mapping[str, str], rest: str) -> None:
         collation = "utf8mb4_nopad_bin" if self._mariadb else "utf8mb4_0900_bin"
         try:
             (rows,) = self._exchange(conn, (SHOW_COLUMNS.format(table=_quote(table)),))
         except MySQLdb.ProgrammingError as error:
             if _code(error) != ER.NO_SUCH_TABLE:
                 raise
-            parts = {"columns": ", ".join([f"{_quote(name)} {columns[name]}" for name in columns])}
-            parts.update(table=_quote(table), keys=keys, collation=collation)
-            self._define(conn, CREATE_TABLE.format(**parts))
-            return
+            defined = ", ".join([f"{_quote(name)} {columns[name]}" for name in columns])
+            parts = dict(table=_quote(table), columns=defined, rest=rest, collation=collation)
+            return self._define(conn, CREATE_TABLE.format(**parts))
         found = {row[0]: (f"{row[1]} {row[4]} ".lower(), row[2]) for row in rows}
         for name, definition in columns.items():
             kind, compared = found.get(name, ("missing", None))
@@ -1049,18 +1047,18 @@ class _Store(_Definitions):
         return self._transact(lambda catalogue: self._lock(catalogue, ids))
 
     def _lock_entity(self, catalogue: _Catalogue, id: str, expect: int | None = None) -> Any:
-        """Its row, None if there is none."""
+        """Its row, () if there is none."""
         if expect is not None and (type(expect) is not int or expect < 0):
             raise TypeError(f"expect is a version, or 0 for none, not {expect!r}")
-        rows = self._lock(catalogue, [id])
-        found = rows[0][0] if rows else 0
+        (row,) = self._lock(catalogue, [id]) or [()]
+        found = row[0] if row else 0
         if expect is not None and found != expect:
             told = f"entity {id!r} has version {found} (0: none), not {expect}; get it again"
             raise Conflict(told, id=id, expected=expect, found=found)
-        return rows[0] if rows else None
+        return row
 
     def _write(self, catalogue: _Catalogue, pairs: Any, old: list[str], *after: Row) -> list[Rows]:
-        """Deletes the ids `old`, and stores {id: (entity, body)}."""
+        """Deletes the ids `old`, and inserts {id: (entity, body)}: new versions."""
         ids = [*{*old, *pairs}]
         # On MariaDB: no answer.
         packet: list[Row] = [(f"/*M! DO EXISTS */ {catalogue.check}", ids)]
@@ -1192,10 +1190,10 @@ class Datastore(_Store):
         id, whole, body = self._prepare(entity)
 
         def attempt(catalogue: _Catalogue) -> None:
-            replaces = "id" in entity
+            stands: Any = "id" in entity
             if expect is not None:
-                replaces = bool(self._lock_entity(catalogue, id, expect))
-            self._write(catalogue, {id: (whole, body)}, [id] if replaces else [])
+                stands = self._lock_entity(catalogue, id, expect)
+            self._write(catalogue, {id: (whole, body)}, [id] if stands else [])
 
         self._transact(attempt)
         entity["id"] = id
@@ -1233,7 +1231,7 @@ class Datastore(_Store):
         return count
 
     def get(self, id: str) -> Entity | None:
-        """The entity, or None; locked inside a transaction(). Raises Corrupt."""
+        """The entity, locked inside a transaction(), or None. Raises Corrupt."""
         rows = self._select([_check_id(id)])
         return self._entity(rows[0]) if rows else None
 
