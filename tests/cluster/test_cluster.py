@@ -215,5 +215,6 @@ def test_client_of_haproxy_goes_on_when_its_node_is_killed(
                 unknown += 1
             pause = max(pause, time.monotonic() - begun)
         print(f"{counted + unknown} updates, {unknown} unknown, the longest pause {pause:.1f} s")
-        assert unknown <= 1
+        # The node dies; and the next may be marked down while the cluster parts from it.
+        assert unknown <= 2
         assert counted <= (store.get("count") or {})["count"] <= counted + unknown
