@@ -408,7 +408,7 @@ class _Client:
         if block is None or block.depth == 0:
             return None
         try:
-            # Raises in any thread or task but that which set it.
+            # Raises in any thread or task but that which set it. It serves once.
             self._probe.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for one thread and task") from None
@@ -1139,6 +1139,7 @@ class _Store(_Definitions):
                 if wanted:
                     rows[id] = wanted
         if old:
+            # No ids: repeated, not Unknown.
             self._save(index.replace_rows(rows, old), [], {index: rows})
         return page, len(old)
 
@@ -1190,9 +1191,7 @@ class Datastore(_Store):
         id, whole, body = self._prepare(entity)
 
         def attempt(catalogue: _Catalogue) -> None:
-            stands: Any = "id" in entity
-            if expect is not None:
-                stands = self._lock_entity(catalogue, id, expect)
+            stands = "id" in entity if expect is None else self._lock_entity(catalogue, id, expect)
             self._write(catalogue, {id: (whole, body)}, [id] if stands else [])
 
         self._transact(attempt)
