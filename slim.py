@@ -183,9 +183,10 @@ LOCK_ENTITY_PAGE = """\
 SELECT e.added_id, e.id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
 FROM entities AS e LEFT JOIN {table} AS i ON i.entity_id = e.id
 WHERE e.added_id > %s ORDER BY e.added_id LIMIT %s FOR UPDATE"""
-# First the cursor, then the id.
+# First the cursor, then the id. vtgate: no NULL > 1.
 LOCK_ROW_PAGE = """\
-SELECT i.entity_id, i.entity_id, e.updated, IF(LENGTH(e.body) > 65536, NULL, e.body), {selected}
+SELECT i.entity_id, i.entity_id, e.updated,
+  IF(IFNULL(LENGTH(e.body), 0) > 65536, NULL, e.body), {selected}
 FROM {table} AS i LEFT JOIN entities AS e ON e.id = i.entity_id
 WHERE i.entity_id > %s ORDER BY i.entity_id LIMIT %s FOR UPDATE"""
 
@@ -259,7 +260,7 @@ class _Unpickler(pickle.Unpickler):
     """
 
     allowed: _Allowed
-    # {function: the class that it calls}
+    # {function: its class}
     functions: dict[Any, Any]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -292,7 +293,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         self.plain = False
-        # Each Python pickles an enum's member in another way.
+        # Pythons pickle enums differently.
         if isinstance(value, enum.Enum):
             return type(value), (value.value,)
         if isinstance(value, (type, types.FunctionType)) or type(value) in self.dispatch_table:
@@ -408,7 +409,7 @@ class _Client:
         if block is None or block.depth == 0:
             return None
         try:
-            # Raises in any thread or task but that which set it. It serves once.
+            # Raises in any other thread or task. It serves once.
             self._probe.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for one thread and task") from None
@@ -565,7 +566,7 @@ def _is_quiet(conn: Any) -> bool:
 
 
 def _literal(conn: Any, value: Any) -> Any:
-    # What conn.literal does, faster.
+    # A faster conn.literal.
     if type(value) is str:
         return conn.string_literal(value.encode())
     if isinstance(value, (list, tuple)):
@@ -581,7 +582,7 @@ def _fetch(conn: Any) -> list[Rows]:
         if result is not None:
             rows.append(result.fetch_row(0))
         more = conn.next_result()
-        # MySQLdb does not raise for a truncated result.
+        # A truncated result raises nothing.
         if conn.errno():
             raise MySQLdb.OperationalError(conn.errno(), conn.error())
     return rows
@@ -601,7 +602,7 @@ def _is_stale(error: Any) -> bool:
 
 # ---- Index. Knows its table, its rows and its conditions; not who sends them.
 
-# For each declared type: the class of its values, its column, and what it can hold.
+# {declared type: (class, column, what it can hold)}
 COLUMNS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     "str": (str, "VARCHAR(191)", lambda v: len(v) <= 191),
     "bytes": (bytes, "VARBINARY(191)", lambda v: len(v) <= 191),
@@ -615,7 +616,7 @@ COLUMNS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     "bool": (bool, "TINYINT(1)", lambda v: True),
     "UUID": (uuid.UUID, "BINARY(16)", lambda v: True),
     "date": (dt.date, "DATE", lambda v: True),
-    # UTC has not all of the first and the last year.
+    # UTC lacks parts of the years 1 and 9999.
     "datetime": (dt.datetime, "DATETIME(6)", lambda v: not v.tzinfo or 1 < v.year < 9999),
 }
 
@@ -742,7 +743,7 @@ class Index:
     def replace_rows(self, rows: Any, old: list[str]) -> Rows:
         """SQL to delete the rows of `old`, and insert {id: row}."""
         delete = [(self._delete, old)] if old else []
-        # In the key's order there are fewer deadlocks.
+        # In key order: fewer deadlocks.
         values = sorted([(*row, id) for id, row in rows.items()])
         return [*delete, _insert(self._insert, values)] if values else delete
 
@@ -1025,6 +1026,8 @@ class _Store(_Definitions):
         def begin() -> T:
             block = self._block
             if block:
+                if block.single and block.depth == 1:
+                    raise Error("a signal handler can make no call amid another")
                 # If update() called it, that commits.
                 block.single = False
                 return attempt(self._catalogue)
@@ -1112,7 +1115,7 @@ class _Store(_Definitions):
         """Makes the rows right, a page at a time. Returns how many were not."""
         count = read = 0
         cursor: Any
-        # In a unique index, rows without an entity could have the values of one.
+        # Rows without an entity could have the unique values of one.
         for sql, cursor in ((LOCK_ROW_PAGE, ""), (LOCK_ENTITY_PAGE, 0)):
             while cursor is not None:
                 query = index.sql(sql), cursor, PAGE
@@ -1446,7 +1449,6 @@ def main() -> None:
             for thing in _answer(store, as_json or whole, *asked):
                 print(_json(thing) if as_json else thing, flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
-        # Or the reader closed the pipe.
         os._exit(1)
     except Exception as error:
         text = str(error.args[-1] if isinstance(error, MySQLdb.Error) else error)

@@ -440,12 +440,13 @@ class Late(BaseException):
     pass
 
 
+def late(*_: Any) -> None:
+    raise Late
+
+
 @contextlib.contextmanager
 def interrupted(seconds: float) -> Iterator[None]:
     """Raises Late in the main thread after so long, as Ctrl-C does it."""
-
-    def late(*_: Any) -> None:
-        raise Late
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -457,14 +458,14 @@ def interrupted(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupted_at(point: int) -> Iterator[None]:
-    """Raises Late at this event of Python's profiler, counted from 0."""
+def interrupted_at(point: int, handler: Callable[[], Any] = late) -> Iterator[None]:
+    """Calls the handler at this event of Python's profiler, counted from 0."""
     events = itertools.count()
 
     def interrupt(*_: Any) -> None:
         if next(events) == point:
             sys.setprofile(None)
-            raise Late
+            handler()
 
     sys.setprofile(interrupt)
     try:
@@ -552,6 +553,42 @@ def test_interrupt_at_any_point_of_a_put_costs_no_later_one(
     with queries(connect) as query:
         told = query("SELECT COUNT(*) FROM entities WHERE id LIKE 'after%'")
     assert told == [(point,)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.put(A),
+        lambda store: store.update("a", lambda entity: entity.update(n=1)),
+        lambda store: store.delete("a"),
+    ],
+)
+def test_put_of_a_signal_handler_amid_a_call_is_stored_or_an_error(
+    call: Callable[[slim.Datastore], Any], store: slim.Datastore, connect: dict[str, Any]
+) -> None:
+    refused = 0
+    outcome: list[Any] = []
+
+    def put() -> None:
+        try:
+            outcome.append(store.put({"id": "handler's"}))
+        except slim.Error as error:
+            outcome.append(error)
+
+    with queries(connect) as query:
+        for point in itertools.count():
+            outcome.clear()
+            store.put(A)
+            # The call, too, is refused where the handler asked whose block it is amid that.
+            with contextlib.suppress(slim.Error), interrupted_at(point, put):
+                call(store)
+            if not outcome:
+                break
+            stored = query("SELECT id FROM entities WHERE id LIKE 'h%'")
+            assert stored == [(id,) for id in outcome if isinstance(id, str)], point
+            refused += not stored
+            store.delete("handler's")
+    assert refused > 10
 
 
 @pytest.mark.parametrize("earlier", [True, False])
