@@ -36,6 +36,9 @@ CHECK = "vtgate asks the catalogue's check first, which says NotPopulated in pla
 CIRCLE = "two may wait for each other on two shards, of which no shard knows, longer than calls are repeated"
 SPLIT = "a renaming that waits for the block on one shard, and is done on the other, is a deadlock"
 SOMETIMES = {
+    "test_write_that_is_cut_off_is_done_once_or_not_or_unknown": (
+        "vtgate goes on with a commit whose client is gone, one shard after the other"
+    ),
     "test_stale_catalogue_in_the_middle_of_a_block_is_not_known_before_its_end": SPLIT,
     "test_threads_and_processes_on_few_keys_lose_and_bend_nothing": CIRCLE,
     "test_no_deadlock_reaches_a_plain_put_delete_or_put_many": CIRCLE,
@@ -48,6 +51,9 @@ UNLIKE = {
     "test_block_that_was_rolled_back_is_raised_and_made_again_by_its_author": TRIGGER,
     "test_call_that_never_comes_through_is_given_up_in_time": TRIGGER,
     "test_put_after_many_deadlocks_still_reads_the_catalogue_again": TRIGGER,
+    "test_put_whose_query_is_killed_is_not_stored_unless_it_says_unknown": (
+        "it says KILL QUERY, and vtgate's list of connections is the tablets'"
+    ),
     "test_password_is_in_no_message_repr_or_log": "vtgate asks for no password here",
     "test_connections_that_were_idle_for_too_long_cost_no_call_anything": (
         "it sets wait_timeout, which vtgate takes and leaves at that"
