@@ -1027,7 +1027,7 @@ class _Store(_Definitions):
             block = self._block
             if block:
                 if block.single and block.depth == 1:
-                    raise Error("a signal handler can make no call amid another")
+                    raise Error("a signal handler or a class can make no call amid another")
                 # If update() called it, that commits.
                 block.single = False
                 return attempt(self._catalogue)

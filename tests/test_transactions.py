@@ -786,16 +786,14 @@ class Putting:
         return Putting, ()
 
 
-def test_put_by_a_class_that_update_reads_is_a_part_of_the_update(
+def test_put_by_a_class_that_update_reads_is_refused(
     connect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(entity: Any) -> None:
-        raise LookupError
-
     with slim.Datastore(**connect, classes=[Putting]) as store:
         store.put({"id": "a", "value": Putting()})
         monkeypatch.setattr(Putting, "store", store)
-        with pytest.raises(LookupError):
-            store.update("a", refuse)
+        with pytest.raises(slim.Corrupt, match="'a'.* amid another"):
+            store.update("a", lambda entity: entity.update(n=1))
         monkeypatch.undo()
         assert "read" not in store
+        assert "n" not in store.get("a")
