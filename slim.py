@@ -73,7 +73,7 @@ ALTER_SECONDS = 2
 ROLLED_BACK = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, 1020, 3024, 3101}
 # Not done. 1290, 1836: read-only. 3032: offline. 4031: idle for too long.
 NOT_DONE = {CR.CONNECTION_ERROR, CR.CONN_HOST_ERROR, CR.SERVER_GONE_ERROR, 1290, 1836, 3032, 4031}
-# Broken off. 1047, 3100: no cluster. 1105: vtgate has no tablet. 1927: killed.
+# Broken off. 1047, 3100: no cluster. 1105: no tablet. 1927: killed. 20xx: by the client.
 BROKEN = {CR.SERVER_LOST, ER.SERVER_SHUTDOWN, ER.ERROR_DURING_COMMIT, 1047, 1105, 1927, 3100}
 BROKEN |= {2007, 2012, 2014, 2026, 2027, 2055}
 
@@ -409,7 +409,7 @@ class _Client:
         if block is None or block.depth == 0:
             return None
         try:
-            # Raises in any other thread or task. It serves once.
+            # Raises in any other thread or task. A token serves once.
             self._probe.reset(block.token)
         except (ValueError, RuntimeError):
             raise Error("a transaction() is for one thread and task") from None
@@ -451,7 +451,7 @@ class _Client:
                 block.depth -= 1
 
     def _send(self, *packet: Row) -> list[Rows]:
-        """In a block, the packet is a part of it."""
+        """In a block, as a part of it."""
         block = self._block
         if block:
             return self._send_in(block, *packet)
@@ -486,7 +486,7 @@ class _Client:
             raise
 
     def _exchange(self, conn: Any, *packet: Row) -> list[Rows]:
-        """One round trip. Returns the rows of each SELECT."""
+        """One round trip. The rows of each answer."""
         args = [_literal(conn, arg) for _, *args in packet for arg in args]
         query = ";".join([sql for sql, *_ in packet]).encode() % tuple(args)
         if self._mariadb and len(packet) > 1:
@@ -662,7 +662,7 @@ class Index:
         """The entities that match, in the index's order; [] if there is none.
 
         A value is an equality, slice(low, high) a half-open range (None: no end), a set or a list
-        "one of". Raises TypeError, ValueError, NotPopulated.
+        "one of". Raises TypeError, ValueError, NotPopulated, Corrupt.
         """
         return list(self.find(datastore, match))
 
@@ -899,7 +899,7 @@ class _Definitions(_Client):
             columns["entity_id"] = f"VARCHAR(36) {key}"
             key = index.sql("{names}" if index.unique else "{names}, entity_id")
             self._create(conn, index.table, columns, f"PRIMARY KEY ({key})")
-            # A sharded server that was not told of the table refuses this.
+            # A sharded server not told of the table refuses this.
             self._send((index.sql(DELETE_ROWS), [""]))
             entry = {"types": index.types, "unique": index.unique, "made": uuid.uuid4().hex}
             self._change(conn, old, index.table, entry)
